@@ -1,0 +1,20 @@
+/**
+ * Digest: the name of a chunk, BLAKE3-256 of its bytes.
+ * In memory 32 raw bytes; hexadecimal as a map key and for people.
+ */
+import { blake3 } from '@napi-rs/blake-hash'
+
+export const DIGEST_BYTES = 32
+
+/** 32 bytes. */
+export type Digest = Uint8Array
+
+/** Digest of `bytes`. */
+export function digestOf(bytes: Uint8Array): Digest {
+  return blake3(bytes)
+}
+
+/** 64 hexadecimal digits, lower case. */
+export function digestToHex(digest: Digest): string {
+  return Buffer.from(digest.buffer, digest.byteOffset, digest.byteLength).toString('hex')
+}
