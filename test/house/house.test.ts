@@ -1,0 +1,113 @@
+/**
+ * The house: a folder imports only from floors below its own, and declares what it imports (docs/DESIGN.md, section 2).
+ */
+import assert from 'node:assert/strict'
+import { readFileSync, readdirSync } from 'node:fs'
+import { builtinModules } from 'node:module'
+import path from 'node:path'
+import test from 'node:test'
+import { ERROR_CODES } from '../../images/errors.ts'
+
+const root = path.resolve(import.meta.dirname, '../..')
+const FLOORS: Record<string, number> = { images: 0, composer: 1, blockserver: 1, agent: 2, tools: 3, test: 4, bench: 4 }
+
+interface Manifest {
+  name: string
+  version: string
+  workspaces?: string[]
+  dependencies?: Record<string, string>
+  devDependencies?: Record<string, string>
+}
+
+function manifest(folder: string): Manifest {
+  return JSON.parse(readFileSync(path.join(root, folder, 'package.json'), 'utf8')) as Manifest
+}
+
+function sources(folder: string): string[] {
+  return readdirSync(path.join(root, folder), { recursive: true, encoding: 'utf8' })
+    .filter((file) => file.endsWith('.ts') && !file.split(path.sep).includes('node_modules'))
+    .map((file) => path.join(folder, file))
+}
+
+/** Specifiers of static, type and dynamic imports and re-exports, and of worker files named by `import.meta.resolve`. */
+function imports(file: string): string[] {
+  const text = readFileSync(path.join(root, file), 'utf8')
+  const specifiers: string[] = []
+  for (const match of text.matchAll(/^\s*(?:import|export)\b[^'"\n]*?(?:from\s*)?['"]([^'"\n]+)['"]/gm)) specifiers.push(match[1])
+  for (const match of text.matchAll(/^\}\s*from\s*['"]([^'"\n]+)['"]/gm)) specifiers.push(match[1])
+  for (const match of text.matchAll(/\bimport(?:\.meta\.resolve)?\(\s*['"]([^'"\n]+)['"]\s*\)/g)) specifiers.push(match[1])
+  return specifiers
+}
+
+function packageOf(specifier: string): string {
+  return specifier.split('/', specifier.startsWith('@') ? 2 : 1).join('/')
+}
+
+for (const folder of Object.keys(FLOORS)) {
+  test(`${folder} imports only from floors below it, and what its package.json declares`, () => {
+    const declared = manifest(folder).dependencies ?? {}
+    const files = sources(folder)
+    const used = new Set<string>()
+    for (const file of files) {
+      for (const specifier of imports(file)) {
+        if (specifier.startsWith('.')) {
+          const target = path.relative(root, path.resolve(root, path.dirname(file), specifier)).split(path.sep)[0]
+          const sharesFloor = FLOORS[folder] === 4 && FLOORS[target] === 4
+          // Floor 4 looks at the repository itself (manifests, the launcher); the floors below never leave their workspace by path.
+          assert.ok(target === folder || sharesFloor || FLOORS[folder] === 4, `${file} imports ${specifier}: another workspace is imported by its package name`)
+        } else if (specifier.startsWith('node:') || builtinModules.includes(specifier)) {
+          assert.ok(specifier.startsWith('node:'), `${file} imports ${specifier} without node:`)
+        } else {
+          const name = packageOf(specifier)
+          used.add(name)
+          if (name.startsWith('@varve/')) {
+            const target = name.slice('@varve/'.length)
+            assert.ok(target in FLOORS, `${file} imports ${specifier}, which is not a workspace`)
+            assert.ok(FLOORS[target] < FLOORS[folder] || target === folder, `${file} (floor ${FLOORS[folder]}) imports ${specifier} (floor ${FLOORS[target]})`)
+          }
+          assert.ok(name in declared || FLOORS[folder] === 4, `${file} imports ${name}, which ${folder}/package.json does not declare`)
+        }
+      }
+    }
+    if (FLOORS[folder] < 4) {
+      for (const name of Object.keys(declared)) assert.ok(used.has(name), `${folder}/package.json declares ${name}, which nothing in it imports`)
+    }
+  })
+}
+
+test('the published package declares what its workspaces declare, in the same exact versions', () => {
+  const published = manifest('.').dependencies ?? {}
+  const needed: Record<string, string> = {}
+  for (const folder of ['images', 'composer', 'blockserver', 'agent', 'tools']) {
+    for (const [name, version] of Object.entries(manifest(folder).dependencies ?? {})) {
+      if (name.startsWith('@varve/')) {
+        assert.equal(version, manifest('.').version, `${folder}: ${name}`)
+        continue
+      }
+      assert.match(version, /^\d+\.\d+\.\d+$/, `${folder}: ${name} is pinned`)
+      needed[name] = version
+    }
+  }
+  assert.deepEqual(published, needed)
+})
+
+test('docs/errors.md lists the codes of images/errors.ts, in any order', () => {
+  const listed = [...readFileSync(path.join(root, 'docs/errors.md'), 'utf8').matchAll(/^\| ([A-Z][A-Z_]+) \| (.+) \| (.+) \|$/gm)].map((match) => match[1])
+  assert.deepEqual([...listed].sort(), [...ERROR_CODES].sort())
+})
+
+test('every code of images/errors.ts is thrown somewhere', () => {
+  const texts = ['images', 'composer', 'blockserver', 'agent', 'tools'].flatMap((folder) => sources(folder).filter((file) => file !== path.join('images', 'errors.ts')).map((file) => readFileSync(path.join(root, file), 'utf8')))
+  for (const code of ERROR_CODES) assert.ok(texts.some((text) => text.includes(`'${code}'`)), code)
+})
+
+test('every top-level folder says in a README what it holds', () => {
+  for (const folder of [...Object.keys(FLOORS), 'docs']) {
+    assert.ok(readFileSync(path.join(root, folder, 'README.md'), 'utf8').length > 100, folder)
+  }
+})
+
+test('the lock file names no download host', () => {
+  const lock = JSON.parse(readFileSync(path.join(root, 'package-lock.json'), 'utf8')) as { packages: Record<string, { resolved?: string }> }
+  for (const [name, { resolved }] of Object.entries(lock.packages)) assert.ok(resolved === undefined || !resolved.includes('://'), name)
+})
