@@ -1,0 +1,84 @@
+/**
+ * Runs the varve command as a user does: in a process of its own, in a home of its own.
+ */
+import { spawn, spawnSync } from 'node:child_process'
+import type { ChildProcess } from 'node:child_process'
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import path from 'node:path'
+
+const launcher = path.resolve(import.meta.dirname, '../tools/varve')
+
+export interface CommandResult {
+  status: number
+  /** The document that --json printed. */
+  json: any
+  stderr: string
+}
+
+/** A directory that is removed with all it holds when it is disposed of. */
+export class ScratchDirectory implements Disposable {
+  readonly path: string
+
+  constructor(name: string) {
+    this.path = mkdtempSync(path.join(tmpdir(), `varve-${name}-`))
+  }
+
+  join(...names: string[]): string {
+    return path.join(this.path, ...names)
+  }
+
+  [Symbol.dispose](): void {
+    rmSync(this.path, { recursive: true, force: true })
+  }
+}
+
+/** `varve ARGS --json --home HOME`. @throws Error with what it printed if it ends with another status than `expect` */
+export function varve(home: string, args: string[], options: { expect?: number; input?: Buffer } = {}): CommandResult {
+  const { status, stdout, stderr } = spawnSync(launcher, [...args, '--json', '--home', home], { input: options.input, encoding: 'utf8', maxBuffer: 1 << 30 })
+  if (status !== (options.expect ?? 0)) throw new Error(`varve ${args.join(' ')} ended with ${status}\n${stdout.slice(-2000)}\n${stderr.slice(-2000)}`)
+  return { status, json: stdout === '' ? undefined : JSON.parse(stdout), stderr }
+}
+
+/** `varve serve` in the background. */
+export class VarveServer implements AsyncDisposable {
+  readonly process: ChildProcess
+  readonly #exited: Promise<number | NodeJS.Signals>
+
+  private constructor(child: ChildProcess, exited: Promise<number | NodeJS.Signals>) {
+    this.process = child
+    this.#exited = exited
+  }
+
+  /** Resolves when it accepts connections. @param address as for --nbd */
+  static async start(home: string, address: string): Promise<VarveServer> {
+    const child = spawn(launcher, ['serve', '--nbd', address, '--json', '--home', home], { stdio: ['ignore', 'pipe', 'pipe'] })
+    const exited = new Promise<number | NodeJS.Signals>((resolve) => child.on('exit', (status, signal) => resolve(status ?? signal!)))
+    let stdout = ''
+    let stderr = ''
+    child.stderr!.on('data', (bytes: Buffer) => (stderr = (stderr + bytes.toString()).slice(-8000)))
+    await new Promise<void>((resolve, reject) => {
+      child.stdout!.on('data', (bytes: Buffer) => {
+        stdout += bytes.toString()
+        try {
+          JSON.parse(stdout)
+        } catch {
+          return
+        }
+        resolve()
+      })
+      void exited.then((status) => reject(new Error(`varve serve ended with ${status}\n${stdout}\n${stderr}`)))
+    })
+    return new VarveServer(child, exited)
+  }
+
+  /** Asks it to end, and waits. @returns exit status, or the signal that ended it */
+  async stop(signal: NodeJS.Signals = 'SIGTERM'): Promise<number | NodeJS.Signals> {
+    this.process.kill(signal)
+    return this.#exited
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (this.process.exitCode === null && this.process.signalCode === null) await this.stop('SIGKILL')
+  }
+}
