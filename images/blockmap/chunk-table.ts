@@ -1,0 +1,104 @@
+/**
+ * ChunkTable: numbers chunks in the order in which they are first added; each digest stands in it once.
+ * Open addressing over one column of digests: no object and no string per chunk.
+ */
+import { randomFillSync } from 'node:crypto'
+import { DIGEST_BYTES, digestToHex } from '../chunk/digest.ts'
+import type { Digest } from '../chunk/digest.ts'
+import { VarveError } from '../errors.ts'
+
+const DIGEST_WORDS = DIGEST_BYTES / 4
+/** Secret multipliers, so that nobody can make up digests that all fall into one place of the table. */
+const MULTIPLIERS = randomFillSync(new Uint32Array(DIGEST_WORDS)).map(word => word | 1)
+
+export class ChunkTable {
+  #count = 0
+  #digests: Uint8Array<ArrayBuffer>
+  #words: Uint32Array
+  #bytes: Uint32Array
+  /** Chunk number + 1, or 0; a power of two, at most half full. */
+  #slots: Uint32Array
+
+  /** @param capacity chunks expected; it grows as needed */
+  constructor(capacity = 64) {
+    const room = Math.max(capacity, 8)
+    this.#digests = new Uint8Array(room * DIGEST_BYTES)
+    this.#words = new Uint32Array(this.#digests.buffer)
+    this.#bytes = new Uint32Array(room)
+    this.#slots = new Uint32Array(2 ** Math.ceil(Math.log2(room * 2)))
+  }
+
+  get count(): number {
+    return this.#count
+  }
+
+  /**
+   * Number of a chunk, a new one if its digest is not in the table yet.
+   * @param digests holds the digest's 32 bytes at `offset`
+   * @param bytes length of the chunk
+   * @throws VarveError FORMAT_INVALID if the chunk is in the table with another length
+   */
+  add(digests: Uint8Array, offset: number, bytes: number): number {
+    if (this.#count === this.#bytes.length) this.#grow()
+    const end = this.#count * DIGEST_BYTES
+    for (let index = 0; index < DIGEST_BYTES; index++) this.#digests[end + index] = digests[offset + index]
+    const slot = this.#find(this.#count)
+    const found = this.#slots[slot] - 1
+    if (found < 0) {
+      this.#bytes[this.#count] = bytes
+      this.#slots[slot] = ++this.#count
+      return this.#count - 1
+    }
+    if (this.#bytes[found] !== bytes) {
+      throw new VarveError('FORMAT_INVALID', `chunk ${digestToHex(this.digest(found))} is said to be ${this.#bytes[found]} bytes and ${bytes} bytes`)
+    }
+    return found
+  }
+
+  /** Length of a chunk, bytes. */
+  bytes(chunk: number): number {
+    return this.#bytes[chunk]
+  }
+
+  /** 32 bytes, a view that ends with the next `add`. */
+  digest(chunk: number): Digest {
+    return this.#digests.subarray(chunk * DIGEST_BYTES, (chunk + 1) * DIGEST_BYTES)
+  }
+
+  /** The columns: 32 bytes a chunk, and lengths. The table must not be added to afterwards. */
+  columns(): { chunkDigests: Uint8Array; chunkBytes: Uint32Array } {
+    return { chunkDigests: this.#digests.slice(0, this.#count * DIGEST_BYTES), chunkBytes: this.#bytes.slice(0, this.#count) }
+  }
+
+  /** Slot that holds the digest at `chunk` of the column, or the free one where it belongs. */
+  #find(chunk: number): number {
+    const words = this.#words
+    const mask = this.#slots.length - 1
+    const at = chunk * DIGEST_WORDS
+    let hash = 0
+    for (let word = 0; word < DIGEST_WORDS; word++) hash = (hash + Math.imul(words[at + word], MULTIPLIERS[word])) | 0
+    for (let slot = (hash ^ (hash >>> 15)) & mask; ; slot = (slot + 1) & mask) {
+      const found = this.#slots[slot] - 1
+      if (found < 0 || this.#same(found * DIGEST_WORDS, at)) return slot
+    }
+  }
+
+  #same(one: number, other: number): boolean {
+    const words = this.#words
+    for (let word = 0; word < DIGEST_WORDS; word++) if (words[one + word] !== words[other + word]) return false
+    return true
+  }
+
+  #grow(): void {
+    const room = this.#bytes.length * 2
+    const digests = new Uint8Array(room * DIGEST_BYTES)
+    digests.set(this.#digests)
+    this.#digests = digests
+    this.#words = new Uint32Array(digests.buffer)
+    const bytes = new Uint32Array(room)
+    bytes.set(this.#bytes)
+    this.#bytes = bytes
+    this.#slots = new Uint32Array(this.#slots.length * 2)
+    for (let chunk = 0; chunk < this.#count; chunk++) this.#slots[this.#find(chunk)] = chunk + 1
+  }
+}
