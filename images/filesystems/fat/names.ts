@@ -19,7 +19,6 @@ export interface FatName {
 }
 
 const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true })
-// eslint-disable-next-line no-control-regex
 const FORBIDDEN = /[\u0000-\u001f"*/:<>?\\|\u007f]/
 const SHORT = /^([A-Za-z0-9!#$%&'()\-@^_`{}~]{1,8})(?:\.([A-Za-z0-9!#$%&'()\-@^_`{}~]{1,3}))?$/
 const NOT_SHORT = /[^A-Z0-9!#$%&'()\-@^_`{}~]/g
