@@ -4,7 +4,8 @@
 import { DIGEST_BYTES } from '../chunk/digest.ts'
 import { CHUNK_BYTES_MAX } from '../chunk/limits.ts'
 import { VarveError } from '../errors.ts'
-import { ChunkTable } from './chunk-table.ts'
+import { ChunkTable, digestWords } from './chunk-table.ts'
+import type { ChunkColumns } from './chunk-table.ts'
 import { BELOW, HOLE, SPECIAL_MIN, ZERO } from './extent-columns.ts'
 
 /** A map has no more extents than this. */
@@ -24,13 +25,11 @@ const CODE_NEXT = 3
 const CODE_BACK = 4
 
 /** The columns of a block map; see the fields of BlockMap. */
-export interface BlockMapColumns {
+export interface BlockMapColumns extends ChunkColumns {
   sizeBytes: number
   starts: Float64Array
   refs: Uint32Array
   chunkOffsets: Uint32Array
-  chunkDigests: Uint8Array
-  chunkBytes: Uint32Array
 }
 
 /** Whole numbers, seven bits a byte, least first, the high bit says that more follow. */
@@ -168,7 +167,7 @@ export function decodeBlockMap(bytes: Uint8Array): BlockMapColumns {
   readColumn(bytes, bounds[2], bounds[3], dataOffsets, CHUNK_BYTES_MAX, 'chunk offsets')
   const chunkBytes = new Uint32Array(chunkCount)
   readColumn(bytes, bounds[3], bounds[4], chunkBytes, CHUNK_BYTES_MAX, 'chunk lengths')
-  const chunkDigests = bytes.slice(bounds[4])
+  const chunkDigests = Uint8Array.prototype.slice.call(bytes, bounds[4])
   checkChunks(chunkDigests, chunkBytes)
   const columns = { sizeBytes, starts, refs, chunkOffsets: spread(dataOffsets, refs), chunkDigests, chunkBytes }
   checkExtents(columns)
@@ -218,9 +217,10 @@ function spread(dataOffsets: Uint32Array, refs: Uint32Array): Uint32Array {
 
 function checkChunks(chunkDigests: Uint8Array, chunkBytes: Uint32Array): void {
   const table = new ChunkTable(chunkBytes.length)
+  const words = digestWords(chunkDigests)
   for (let chunk = 0; chunk < chunkBytes.length; chunk++) {
     if (chunkBytes[chunk] === 0) throw invalid(`chunk ${chunk} is empty`)
-    if (table.add(chunkDigests, chunk * DIGEST_BYTES, chunkBytes[chunk]) !== chunk) throw invalid(`chunk ${chunk} stands in it twice`)
+    if (table.addFrom(words, chunk, chunkBytes[chunk]) !== chunk) throw invalid(`chunk ${chunk} stands in it twice`)
   }
 }
 

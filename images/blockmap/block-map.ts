@@ -8,7 +8,7 @@ import { CHUNK_BYTES_MAX } from '../chunk/limits.ts'
 import { VarveError } from '../errors.ts'
 import { decodeBlockMap, encodeBlockMap, EXTENTS_MAX } from './block-map-format.ts'
 import type { BlockMapColumns } from './block-map-format.ts'
-import { ChunkTable } from './chunk-table.ts'
+import { ChunkTable, digestWords } from './chunk-table.ts'
 import { BELOW, ExtentColumns, HOLE, SPECIAL_MIN, ZERO } from './extent-columns.ts'
 import { sortedOrder } from './sorted-order.ts'
 
@@ -130,12 +130,14 @@ class Appender {
   readonly #chunks: ChunkTable
   readonly #extents: ExtentColumns
   readonly #numbers: Int32Array
+  readonly #words: Uint32Array
 
   constructor(map: BlockMap, chunks: ChunkTable, extents: ExtentColumns) {
     this.#map = map
     this.#chunks = chunks
     this.#extents = extents
     this.#numbers = new Int32Array(map.chunkCount).fill(-1)
+    this.#words = digestWords(map.chunkDigests)
   }
 
   /** The part of an extent from where the columns end to `end`. */
@@ -150,7 +152,7 @@ class Appender {
   #number(chunk: number): number {
     let number = this.#numbers[chunk]
     if (number < 0) {
-      number = this.#chunks.add(this.#map.chunkDigests, chunk * DIGEST_BYTES, this.#map.chunkBytes[chunk])
+      number = this.#chunks.addFrom(this.#words, chunk, this.#map.chunkBytes[chunk])
       this.#numbers[chunk] = number
     }
     return number
@@ -180,7 +182,7 @@ export class BlockMapBuilder {
     if (digest.length !== DIGEST_BYTES || !Number.isInteger(bytes) || bytes < 1 || bytes > CHUNK_BYTES_MAX) {
       throw new RangeError(`a chunk of ${bytes} bytes with a digest of ${digest.length} bytes`)
     }
-    return this.#chunks.add(digest, 0, bytes)
+    return this.#chunks.add(digest, bytes)
   }
 
   /** `length` bytes of a chunk from `chunkOffset` inside it, at `offset` of the disk. */
@@ -204,7 +206,8 @@ export class BlockMapBuilder {
   /** @throws RangeError if extents overlap; VarveError LIMIT_EXCEEDED */
   build(): BlockMap {
     const order = sortedOrder(this.#starts.subarray(0, this.#count))
-    const chunks = new ChunkTable(this.#chunks.count)
+    const used = new Uint32Array(this.#chunks.count)
+    let usedCount = 0
     const numbers = new Int32Array(this.#chunks.count).fill(-1)
     const extents = new ExtentColumns(this.#count * 2)
     for (const index of order) {
@@ -213,13 +216,16 @@ export class BlockMapBuilder {
       extents.append(start - extents.end, this.#unmentioned, 0)
       let ref = this.#refs[index]
       if (ref < SPECIAL_MIN) {
-        if (numbers[ref] < 0) numbers[ref] = chunks.add(this.#chunks.digest(ref), 0, this.#chunks.bytes(ref))
+        if (numbers[ref] < 0) {
+          used[usedCount] = ref
+          numbers[ref] = usedCount++
+        }
         ref = numbers[ref]
       }
       extents.append(this.#lengths[index], ref, this.#chunkOffsets[index])
     }
     extents.append(this.#sizeBytes - extents.end, this.#unmentioned, 0)
-    return new BlockMap({ sizeBytes: this.#sizeBytes, ...checkCount(extents.columns()), ...chunks.columns() })
+    return new BlockMap({ sizeBytes: this.#sizeBytes, ...checkCount(extents.columns()), ...this.#chunks.columnsOf(used.subarray(0, usedCount)) })
   }
 
   #add(offset: number, length: number, ref: number, chunkOffset: number): void {

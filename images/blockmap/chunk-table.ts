@@ -11,6 +11,17 @@ const DIGEST_WORDS = DIGEST_BYTES / 4
 /** Secret multipliers, so that nobody can make up digests that all fall into one place of the table. */
 const MULTIPLIERS = randomFillSync(new Uint32Array(DIGEST_WORDS)).map(word => word | 1)
 
+export interface ChunkColumns {
+  /** 32 bytes a chunk; starts at a multiple of 4 bytes of its buffer. */
+  chunkDigests: Uint8Array
+  chunkBytes: Uint32Array
+}
+
+/** A column of digests as eight words a digest, a view. */
+export function digestWords(chunkDigests: Uint8Array): Uint32Array {
+  return new Uint32Array(chunkDigests.buffer, chunkDigests.byteOffset, chunkDigests.length / 4)
+}
+
 export class ChunkTable {
   #count = 0
   #digests: Uint8Array<ArrayBuffer>
@@ -34,14 +45,27 @@ export class ChunkTable {
 
   /**
    * Number of a chunk, a new one if its digest is not in the table yet.
-   * @param digests holds the digest's 32 bytes at `offset`
    * @param bytes length of the chunk
    * @throws VarveError FORMAT_INVALID if the chunk is in the table with another length
    */
-  add(digests: Uint8Array, offset: number, bytes: number): number {
+  add(digest: Digest, bytes: number): number {
     if (this.#count === this.#bytes.length) this.#grow()
     const end = this.#count * DIGEST_BYTES
-    for (let index = 0; index < DIGEST_BYTES; index++) this.#digests[end + index] = digests[offset + index]
+    for (let index = 0; index < DIGEST_BYTES; index++) this.#digests[end + index] = digest[index]
+    return this.#number(bytes)
+  }
+
+  /** As `add`, of a chunk of a column of digests. @param words the column, eight words a digest */
+  addFrom(words: Uint32Array, chunk: number, bytes: number): number {
+    if (this.#count === this.#bytes.length) this.#grow()
+    const from = chunk * DIGEST_WORDS
+    const end = this.#count * DIGEST_WORDS
+    for (let word = 0; word < DIGEST_WORDS; word++) this.#words[end + word] = words[from + word]
+    return this.#number(bytes)
+  }
+
+  /** Number of the chunk whose digest stands behind the last one: that place is kept for it if it is new. */
+  #number(bytes: number): number {
     const slot = this.#find(this.#count)
     const found = this.#slots[slot] - 1
     if (found < 0) {
@@ -50,7 +74,7 @@ export class ChunkTable {
       return this.#count - 1
     }
     if (this.#bytes[found] !== bytes) {
-      throw new VarveError('FORMAT_INVALID', `chunk ${digestToHex(this.digest(found))} is said to be ${this.#bytes[found]} bytes and ${bytes} bytes`)
+      throw new VarveError('FORMAT_INVALID', `chunk ${digestToHex(this.#digest(found))} is said to be ${this.#bytes[found]} bytes and ${bytes} bytes`)
     }
     return found
   }
@@ -60,14 +84,26 @@ export class ChunkTable {
     return this.#bytes[chunk]
   }
 
-  /** 32 bytes, a view that ends with the next `add`. */
-  digest(chunk: number): Digest {
-    return this.#digests.subarray(chunk * DIGEST_BYTES, (chunk + 1) * DIGEST_BYTES)
+  /** The columns: 32 bytes a chunk, and lengths. */
+  columns(): ChunkColumns {
+    return { chunkDigests: this.#digests.slice(0, this.#count * DIGEST_BYTES), chunkBytes: this.#bytes.slice(0, this.#count) }
   }
 
-  /** The columns: 32 bytes a chunk, and lengths. The table must not be added to afterwards. */
-  columns(): { chunkDigests: Uint8Array; chunkBytes: Uint32Array } {
-    return { chunkDigests: this.#digests.slice(0, this.#count * DIGEST_BYTES), chunkBytes: this.#bytes.slice(0, this.#count) }
+  /** The columns of some of the chunks. @param chunks their numbers, in the new order */
+  columnsOf(chunks: Uint32Array): ChunkColumns {
+    const words = new Uint32Array(chunks.length * DIGEST_WORDS)
+    const chunkBytes = new Uint32Array(chunks.length)
+    for (let index = 0; index < chunks.length; index++) {
+      const from = chunks[index] * DIGEST_WORDS
+      const to = index * DIGEST_WORDS
+      for (let word = 0; word < DIGEST_WORDS; word++) words[to + word] = this.#words[from + word]
+      chunkBytes[index] = this.#bytes[chunks[index]]
+    }
+    return { chunkDigests: new Uint8Array(words.buffer), chunkBytes }
+  }
+
+  #digest(chunk: number): Digest {
+    return this.#digests.subarray(chunk * DIGEST_BYTES, (chunk + 1) * DIGEST_BYTES)
   }
 
   /** Slot that holds the digest at `chunk` of the column, or the free one where it belongs. */

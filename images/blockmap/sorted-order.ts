@@ -4,8 +4,6 @@
 
 const DIGIT_BITS = 11
 const DIGITS = 1 << DIGIT_BITS
-const LOW_BITS = 33
-const LOW = 2 ** LOW_BITS
 
 /**
  * Indexes of `keys` in ascending order of the keys; equal keys keep their order.
@@ -18,8 +16,15 @@ export function sortedOrder(keys: Float64Array): Uint32Array {
   let spare = new Uint32Array(keys.length)
   const digits = new Uint16Array(keys.length)
   const counts = new Uint32Array(DIGITS)
-  for (let shift = 0; shift < 2 * LOW_BITS; shift += DIGIT_BITS) {
-    if (!digitsOf(keys, shift, digits, counts)) continue
+  const low = new Uint32Array(keys.length)
+  const high = new Uint32Array(keys.length)
+  for (let index = 0; index < keys.length; index++) {
+    const key = keys[index]
+    high[index] = key / 0x1_0000_0000
+    low[index] = key - high[index] * 0x1_0000_0000
+  }
+  for (const [half, shift] of [[low, 0], [low, DIGIT_BITS], [low, 2 * DIGIT_BITS], [high, 0], [high, DIGIT_BITS]] as const) {
+    if (!countDigits(half, shift, digits, counts)) continue
     let at = 0
     for (let digit = 0; digit < DIGITS; digit++) {
       const count = counts[digit]
@@ -42,16 +47,13 @@ function isSorted(keys: Float64Array): boolean {
   return true
 }
 
-/** Fills in the digits of the keys at a bit and counts them. @returns false if all are the same, so that there is nothing to sort */
-function digitsOf(keys: Float64Array, shift: number, digits: Uint16Array, counts: Uint32Array): boolean {
+/** Fills in the digits of the numbers at a bit and counts them. @returns false if all are the same, so that there is nothing to sort */
+function countDigits(numbers: Uint32Array, shift: number, digits: Uint16Array, counts: Uint32Array): boolean {
   counts.fill(0)
-  const low = shift < LOW_BITS
-  const divisor = 2 ** (low ? shift : shift - LOW_BITS)
-  for (let index = 0; index < keys.length; index++) {
-    const half = low ? keys[index] % LOW : Math.floor(keys[index] / LOW)
-    const digit = Math.floor(half / divisor) % DIGITS
+  for (let index = 0; index < numbers.length; index++) {
+    const digit = (numbers[index] >>> shift) & (DIGITS - 1)
     digits[index] = digit
     counts[digit]++
   }
-  return counts[digits[0]] !== keys.length
+  return counts[digits[0]] !== numbers.length
 }
