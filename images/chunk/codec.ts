@@ -1,0 +1,93 @@
+/**
+ * Codecs: how the bytes of a chunk are kept. Each chunk is compressed by itself; docs/formats/chunk.md.
+ */
+import { compressSync as lz4Compress, uncompressSync as lz4Uncompress } from 'lz4-napi'
+import { VarveError } from '../errors.ts'
+import { zstdCompressInto, zstdDecompressInto } from '../native/zstd.ts'
+import { CHUNK_BYTES_MAX } from './limits.ts'
+
+export type Codec = 'none' | 'lz4' | 'zstd'
+
+/** By their number in formats. */
+export const CODECS: readonly Codec[] = ['none', 'lz4', 'zstd']
+
+/** Level of zstd where none is given; docs/decisions/0002-native-calls.md has the figures. */
+export const ZSTD_LEVEL_DEFAULT = 1
+
+/** lz4: bytes of the raw length that stands before the block. */
+const LZ4_PREFIX_BYTES = 4
+
+export interface CodecOptions {
+  codec: Codec
+  /** Of zstd only: -7 .. 19. */
+  level?: number
+}
+
+/** Largest size at which a compressed form is worth having: 1/32 (3%) smaller than the content. */
+export function worthwhileBytes(rawBytes: number): number {
+  return rawBytes - Math.max(rawBytes >>> 5, 1)
+}
+
+/**
+ * Compresses into `target`, which has room for `source` as it is.
+ * @returns the codec that was used (`none` where the asked one does not shrink by 3%), and the bytes written
+ */
+export function compressInto(target: Uint8Array, source: Uint8Array, options: CodecOptions): { codec: Codec; length: number } {
+  const room = worthwhileBytes(source.length)
+  if (options.codec === 'zstd') {
+    const length = zstdCompressInto(target.subarray(0, room), source, options.level ?? ZSTD_LEVEL_DEFAULT)
+    if (length > 0) return { codec: 'zstd', length }
+  } else if (options.codec === 'lz4') {
+    const block = lz4Compress(asBuffer(source))
+    if (block.length <= room) {
+      target.set(block)
+      return { codec: 'lz4', length: block.length }
+    }
+  }
+  target.set(source)
+  return { codec: 'none', length: source.length }
+}
+
+/** Compresses into new bytes; `bytes` itself where it does not shrink by 3%. */
+export function compress(bytes: Uint8Array, options: CodecOptions): { codec: Codec; bytes: Uint8Array } {
+  if (options.codec === 'none') return { codec: 'none', bytes }
+  const target = Buffer.allocUnsafe(bytes.length)
+  const { codec, length } = compressInto(target, bytes, options)
+  return codec === 'none' ? { codec, bytes } : { codec, bytes: target.subarray(0, length) }
+}
+
+/**
+ * The content again: exactly `rawBytes` bytes, whatever `bytes` says of itself. New memory, except for `none`.
+ * @param rawBytes 1 .. CHUNK_BYTES_MAX
+ * @throws VarveError FORMAT_INVALID if `bytes` is not that codec's form of so many bytes; LIMIT_EXCEEDED
+ */
+export function decompress(codec: Codec, bytes: Uint8Array, rawBytes: number): Uint8Array {
+  if (!(rawBytes >= 1 && rawBytes <= CHUNK_BYTES_MAX)) throw new VarveError('LIMIT_EXCEEDED', `a chunk of ${rawBytes} bytes; 1 .. ${CHUNK_BYTES_MAX} are allowed`)
+  if (codec === 'none') {
+    if (bytes.length === rawBytes) return bytes
+  } else if (codec === 'zstd') {
+    const target = Buffer.allocUnsafeSlow(rawBytes)
+    if (zstdDecompressInto(target, bytes)) return target
+  } else if (codec === 'lz4') {
+    const target = lz4Decompress(bytes, rawBytes)
+    if (target !== undefined) return target
+  }
+  throw new VarveError('FORMAT_INVALID', `${bytes.length} bytes are not the ${codec} form of a chunk of ${rawBytes} bytes`)
+}
+
+/** The package allocates what the prefix says, so that is looked at first. */
+function lz4Decompress(bytes: Uint8Array, rawBytes: number): Uint8Array | undefined {
+  if (bytes.length <= LZ4_PREFIX_BYTES) return undefined
+  const stated = bytes[0] | (bytes[1] << 8) | (bytes[2] << 16) | (bytes[3] << 24)
+  if (stated !== rawBytes) return undefined
+  try {
+    const content = lz4Uncompress(bytes)
+    return content.length === rawBytes ? content : undefined
+  } catch {
+    return undefined
+  }
+}
+
+function asBuffer(bytes: Uint8Array): Buffer {
+  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength)
+}

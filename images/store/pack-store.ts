@@ -1,0 +1,160 @@
+/**
+ * PackStore: chunks in append-only pack files of a local directory, found by an index in SQLite.
+ * Several processes and threads use one directory at once, each with a PackStore of its own. Bytes and protocols: docs/formats/pack.md.
+ */
+import { closeSync, existsSync, mkdirSync, openSync, readSync } from 'node:fs'
+import { join } from 'node:path'
+import { digestOf, digestToHex } from '../chunk/digest.ts'
+import type { Digest } from '../chunk/digest.ts'
+import { decompress } from '../chunk/codec.ts'
+import { CHUNK_BYTES_MAX } from '../chunk/limits.ts'
+import { VarveError } from '../errors.ts'
+import type { ChunkStore } from './chunk-store.ts'
+import { Lease, StoreLock } from './lease.ts'
+import { RECORD_HEADER_BYTES, packFileName } from './pack-format.ts'
+import { INDEX_FILE, PackIndex } from './pack-index.ts'
+import type { ChunkPlace } from './pack-index.ts'
+import { PackWriter } from './pack-writer.ts'
+import type { PackWriterOptions } from './pack-writer.ts'
+
+/** Packs kept open for reading. */
+const OPEN_PACKS_MAX = 64
+/** How often a place is looked up again because its pack has gone: each time a collection has moved the chunk meanwhile. */
+const LOOKUPS_MAX = 5
+
+export class PackStore implements ChunkStore {
+  readonly directory: string
+  readonly #index: PackIndex
+  readonly #lock: StoreLock
+  /** Descriptors by pack number, least recently opened first. */
+  readonly #descriptors = new Map<number, number>()
+  readonly #payload = Buffer.allocUnsafeSlow(CHUNK_BYTES_MAX)
+  #closed = false
+
+  private constructor(directory: string, index: PackIndex, lock: StoreLock) {
+    this.directory = directory
+    this.#index = index
+    this.#lock = lock
+  }
+
+  /**
+   * Opens the store in a directory; makes both if they do not exist.
+   * @throws VarveError INDEX_INVALID if the index is missing or damaged (PackStore.rebuild makes a new one), STORE_LOCKED while that runs
+   */
+  static open(directory: string): PackStore {
+    mkdirSync(directory, { recursive: true })
+    if (!existsSync(join(directory, INDEX_FILE))) {
+      const exclusive = StoreLock.take(directory, 'store', { mode: 'exclusive', wait: true })
+      try {
+        PackIndex.open(directory).close()
+      } finally {
+        exclusive[Symbol.dispose]()
+      }
+    }
+    const lock = StoreLock.take(directory, 'store', { mode: 'shared', wait: true })
+    try {
+      return new PackStore(directory, PackIndex.open(directory), lock)
+    } catch (error) {
+      lock[Symbol.dispose]()
+      throw error
+    }
+  }
+
+  /**
+   * Content of a chunk, checked against its digest.
+   * @throws VarveError CHUNK_MISSING, CHUNK_CORRUPT, INDEX_INVALID
+   */
+  get(digest: Digest): Uint8Array {
+    for (let lookup = 0; lookup < LOOKUPS_MAX; lookup++) {
+      const place = this.#index.find(digest)
+      if (place === undefined) throw new VarveError('CHUNK_MISSING', `chunk ${digestToHex(digest)} is not in ${this.directory}`)
+      const fd = this.#descriptor(place.pack)
+      if (fd !== undefined) return this.#read(fd, digest, place)
+    }
+    throw new VarveError('CHUNK_MISSING', `chunk ${digestToHex(digest)}: its pack is missing from ${this.directory}; run 'varve verify'`)
+  }
+
+  /** True if `get` would find the chunk; a writer's `has` says whether it stays. */
+  has(digest: Digest): boolean {
+    return this.#index.find(digest) !== undefined
+  }
+
+  /** Bytes of a chunk's content as the index knows them, without reading it; undefined if the chunk is not there. */
+  sizeBytes(digest: Digest): number | undefined {
+    return this.#index.find(digest)?.raw
+  }
+
+  writer(options: PackWriterOptions = {}): PackWriter {
+    return new PackWriter(this.directory, this.#index, this.lease(), options)
+  }
+
+  /**
+   * Keeps alive what roots reach from now on, and what is found or written from now on, until it is released.
+   * Take it before reading the root, and release it after writing the new one.
+   */
+  lease(): Lease {
+    return Lease.take(this.directory, this.#index)
+  }
+
+  #read(fd: number, digest: Digest, place: ChunkPlace): Uint8Array {
+    const payload = place.codec === 'none' ? Buffer.allocUnsafeSlow(place.stored) : this.#payload.subarray(0, place.stored)
+    let content
+    try {
+      readFully(fd, payload, place.offset + RECORD_HEADER_BYTES)
+      content = decompress(place.codec, payload, place.raw)
+    } catch (cause) {
+      throw this.#corrupt(digest, place, (cause as Error).message, cause)
+    }
+    const actual = digestOf(content)
+    if (Buffer.compare(actual, digest) !== 0) throw this.#corrupt(digest, place, `content hashes to ${digestToHex(actual)}`)
+    return content
+  }
+
+  #corrupt(digest: Digest, place: ChunkPlace, problem: string, cause?: unknown): VarveError {
+    const file = packFileName(this.#index.pack(place.pack)?.id ?? `number ${place.pack}`)
+    return new VarveError('CHUNK_CORRUPT', `chunk ${digestToHex(digest)} at offset ${place.offset} of ${join(this.directory, file)}: ${problem}`, { cause })
+  }
+
+  /** Descriptor of a pack; undefined if it has gone. */
+  #descriptor(pack: number): number | undefined {
+    const open = this.#descriptors.get(pack)
+    if (open !== undefined) return open
+    const row = this.#index.pack(pack)
+    if (row === undefined) return undefined
+    let fd
+    try {
+      fd = openSync(join(this.directory, packFileName(row.id)), 'r')
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined
+      throw error
+    }
+    if (this.#descriptors.size >= OPEN_PACKS_MAX) {
+      const [oldest, oldestFd] = this.#descriptors.entries().next().value!
+      this.#descriptors.delete(oldest)
+      closeSync(oldestFd)
+    }
+    this.#descriptors.set(pack, fd)
+    return fd
+  }
+
+  close(): void {
+    if (this.#closed) return
+    this.#closed = true
+    for (const fd of this.#descriptors.values()) closeSync(fd)
+    this.#descriptors.clear()
+    this.#index.close()
+    this.#lock[Symbol.dispose]()
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.close()
+  }
+}
+
+function readFully(fd: number, target: Uint8Array, position: number): void {
+  for (let done = 0; done < target.length; ) {
+    const bytes = readSync(fd, target, done, target.length - done, position + done)
+    if (bytes === 0) throw new VarveError('PACK_INVALID', `the pack ends after ${done} of ${target.length} bytes`)
+    done += bytes
+  }
+}
