@@ -113,11 +113,6 @@ export function deriveSerial(recipe: Digest, purpose: string): number {
   return serial === 0 ? 1 : serial
 }
 
-/** 32-byte seed for one purpose (hash seed of a filesystem's directories). */
-export function deriveSeed(recipe: Digest, purpose: string): Uint8Array {
-  return derive(recipe, 'seed', purpose)
-}
-
 function derive(recipe: Digest, form: string, purpose: string): Uint8Array {
   if (recipe.length !== DIGEST_BYTES) throw new RangeError('the digest of a recipe has 32 bytes')
   return digestOf(Buffer.concat([Buffer.from(`varve ${form}\0${purpose}\0`, 'utf8'), recipe]))

@@ -1,10 +1,17 @@
 /**
- * Merge: a stack of layers -> the one tree that they make together.
+ * Merge: a stack of layers -> the one tree that they make together. Rules for users: docs/merge.md.
+ * Names are merged in merge-entries.ts, inodes and chunks in merge-columns.ts, the contents of a few files by meaning in mergers/.
  */
 import type { ChunkStore, ChunkWriter } from '@varve/images/store/chunk-store.ts'
-import type { Tree } from '@varve/images/tree/tree.ts'
+import { Tree } from '@varve/images/tree/tree.ts'
 import type { LayerKind } from '../recipe.ts'
+import { inodeColumns } from './merge-columns.ts'
+import { mergeContents } from './merge-contents.ts'
+import { MergeEntries } from './merge-entries.ts'
+import { MERGERS } from './mergers/mergers.ts'
+import { ReportBuilder } from './report.ts'
 import type { MergeReport } from './report.ts'
+import { Stack } from './stack.ts'
 
 export interface MergeLayer {
   /** `app@3`: in reports and decisions. */
@@ -32,10 +39,19 @@ export interface MergeResult {
 }
 
 /**
- * Merges by path, last layer wins; docs/merge.md has the rules.
+ * Merges by path, last layer wins.
  * @param layers bottom first, at least one
- * @throws VarveError LIMIT_EXCEEDED, CHUNK_MISSING, CHUNK_CORRUPT. Conflicts are not errors: they are in the report.
+ * @throws VarveError LIMIT_EXCEEDED, CHUNK_MISSING, CHUNK_CORRUPT, FORMAT_INVALID. Conflicts are not errors: they are in the report.
  */
 export async function mergeTrees(layers: readonly MergeLayer[], options: MergeOptions): Promise<MergeResult> {
-  throw new Error(`not yet: ${layers.length} ${options.report}`)
+  if (layers.length === 0) throw new RangeError('a merge takes at least one layer')
+  options.signal?.throwIfAborted()
+  const trees = layers.map(({ tree }) => tree)
+  const layerNames = layers.map(({ name }) => name)
+  const stack = new Stack(trees)
+  const report = new ReportBuilder(layerNames, { all: options.report === 'all', decisions: options.decisions ?? new Map<string, string>() })
+  const entries = new MergeEntries(trees, { stack, mergers: MERGERS, report })
+  const contents = await mergeContents(trees, entries.shared, { layerNames, stack, store: options.store, writer: options.writer, report, signal: options.signal })
+  const tree = new Tree({ ...entries.entryColumns(), ...inodeColumns(trees, entries.inodeSources(), contents) })
+  return { tree, report: report.build() }
 }
