@@ -1,0 +1,151 @@
+/**
+ * One client: its transport, and the phase that it is in.
+ */
+import type net from 'node:net'
+import type { Logger } from 'pino'
+import type { ExportProvider } from './export.ts'
+import { HandshakeBroken, type Negotiated, handshake } from './handshake.ts'
+import { HandshakeStream, StreamEnded } from './handshake-stream.ts'
+import type { NbdLimits } from './limits.ts'
+import type { MemoryBudget } from './memory-budget.ts'
+import type { NbdMetrics } from './metrics.ts'
+import type { SlabPool } from './slab.ts'
+import { Transmission } from './transmission.ts'
+import { type Transport, takeSocket } from './transport.ts'
+
+/** What all connections of a server share. */
+export interface ConnectionContext {
+  provider: ExportProvider
+  limits: NbdLimits
+  log: Logger
+  metrics: NbdMetrics
+  slabs: SlabPool
+  budget: MemoryBudget
+  receiveBuffer: Buffer
+  stopping(): boolean
+}
+
+export class Connection {
+  /** Completes when the connection is closed and its export released. */
+  readonly finished: Promise<void>
+  readonly #context: ConnectionContext
+  readonly #log: Logger
+  readonly #transport: Transport
+  readonly #stream: HandshakeStream
+  readonly #timer: NodeJS.Timeout
+  #transmission: Transmission | undefined
+  #peerEnded = false
+  #closed = false
+
+  /** @param socket as net.Server accepted it with `pauseOnConnect` */
+  constructor(socket: net.Socket, context: ConnectionContext, id: number) {
+    this.#context = context
+    this.#log = context.log.child({ connection: id })
+    this.#transport = takeSocket(socket, context.receiveBuffer, {
+      received: (bytes) => {
+        if (this.#transmission === undefined) this.#stream.receive(bytes)
+        else this.#transmission.receive(bytes)
+      },
+      target: () => this.#transmission?.target(),
+      receivedInPlace: (count) => this.#transmission?.receivedInPlace(count),
+      ended: () => this.#onEnded(),
+      closed: (error) => this.#onClosed(error),
+    })
+    this.#stream = new HandshakeStream(this.#transport)
+    this.#timer = setTimeout(() => this.#onHandshakeTimeout(), context.limits.handshakeMsMax)
+    this.finished = this.#run()
+  }
+
+  /** Answers what is in flight, refuses the rest, then closes. */
+  drain(): void {
+    if (this.#transmission !== undefined) this.#transmission.drain()
+    else this.#stream.end('the server is shutting down')
+  }
+
+  destroy(): void {
+    this.#transport.destroy()
+  }
+
+  async #run(): Promise<void> {
+    const negotiated = await this.#handshake()
+    clearTimeout(this.#timer)
+    if (negotiated === undefined) return
+    try {
+      await this.#transmit(negotiated)
+    } finally {
+      await this.#release(negotiated)
+    }
+  }
+
+  async #handshake(): Promise<Negotiated | undefined> {
+    const { provider, limits, metrics } = this.#context
+    try {
+      const negotiated = await handshake(this.#stream, {
+        provider,
+        limits,
+        stopping: () => this.#context.stopping(),
+        failed: (error, name) => this.#log.error({ err: error, export: name }, 'an export cannot be opened'),
+      })
+      if (negotiated === undefined) this.#transport.end()
+      return negotiated
+    } catch (error) {
+      metrics.handshakesFailed++
+      if (error instanceof HandshakeBroken || error instanceof StreamEnded) this.#log.info({ reason: error.message }, 'handshake failed')
+      else this.#log.error({ err: error }, 'handshake failed')
+      this.#transport.destroy()
+      return undefined
+    }
+  }
+
+  #transmit({ served, structured, allocation }: Negotiated): Promise<void> {
+    const { limits, slabs, budget, metrics } = this.#context
+    return new Promise<void>((resolve) => {
+      const transmission = new Transmission({
+        served, structured, allocation, limits, slabs, budget, metrics,
+        transport: this.#transport,
+        cut: (reason) => this.#log.warn({ reason, export: served.name }, 'connection closed'),
+        failed: (error, request) => this.#log.error({ err: error, export: served.name, request }, 'a request failed'),
+        finished: resolve,
+      })
+      this.#transmission = transmission
+      this.#log.debug({ export: served.name, structured, allocation }, 'transmission begins')
+      if (this.#closed) {
+        transmission.closed()
+        return
+      }
+      const rest = this.#stream.rest()
+      if (rest.length > 0) transmission.receive(rest)
+      this.#transport.resume()
+      if (this.#peerEnded) transmission.ended()
+      else if (this.#context.stopping()) transmission.drain()
+    })
+  }
+
+  async #release({ served }: Negotiated): Promise<void> {
+    try {
+      await served.release()
+    } catch (error) {
+      this.#log.error({ err: error, export: served.name }, 'an export cannot be closed')
+    }
+  }
+
+  #onEnded(): void {
+    this.#peerEnded = true
+    if (this.#transmission !== undefined) this.#transmission.ended()
+    else this.#stream.end('the peer ended the connection')
+  }
+
+  #onClosed(error: Error | undefined): void {
+    this.#closed = true
+    clearTimeout(this.#timer)
+    if (error !== undefined) this.#log.debug({ err: error }, 'connection lost')
+    this.#context.metrics.connectionsOpen--
+    this.#stream.end('the connection is closed')
+    this.#transmission?.closed()
+  }
+
+  #onHandshakeTimeout(): void {
+    this.#stream.end(`the handshake took longer than ${this.#context.limits.handshakeMsMax} ms`)
+    this.#transport.destroy()
+  }
+}

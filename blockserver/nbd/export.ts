@@ -1,0 +1,106 @@
+/**
+ * Exports: disks offered under a name. The server asks an ExportProvider for them and knows nothing of what is behind.
+ * SharedExports opens each device once for all of its connections.
+ */
+import type { BlockDevice } from '@varve/images/device/block-device.ts'
+
+export interface ExportInfo {
+  /** As clients ask for it; UTF-8, at most STRING_BYTES_MAX bytes. */
+  name: string
+  /** For people; may be empty. */
+  description: string
+}
+
+/** An export that one connection uses. */
+export interface ServedExport extends ExportInfo {
+  readonly device: BlockDevice
+  /** True if `writeZeroes` without `noHole` is faster than writing: then NBD_CMD_FLAG_FAST_ZERO is honoured, else refused. */
+  readonly fastZeroes?: boolean
+  /** The connection no longer uses it. Called once. */
+  release(): Promise<void>
+}
+
+export interface ExportProvider {
+  /** What NBD_OPT_LIST shows. */
+  list(): Promise<ExportInfo[]>
+  /**
+   * @param name as the client sent it; empty for the default export
+   * @throws VarveError EXPORT_NOT_FOUND, or what opening the device throws
+   */
+  open(name: string): Promise<ServedExport>
+}
+
+/** What a source of exports opens: SharedExports closes the device with its last user. */
+export interface OpenedExport extends ExportInfo {
+  readonly device: BlockDevice
+  readonly fastZeroes?: boolean
+}
+
+export interface ExportSource {
+  list(): Promise<ExportInfo[]>
+  /** The one name of an export that may have several: `''` -> `desk`. Devices are shared by this name. @throws VarveError EXPORT_NOT_FOUND */
+  canonicalName(name: string): string | Promise<string>
+  /** @param name canonical. Not called again for it before the device that it returned is closed. */
+  open(name: string): Promise<OpenedExport>
+}
+
+interface SharedExport {
+  opened: Promise<OpenedExport>
+  users: number
+  closed: Promise<void> | undefined
+}
+
+/** Counts the users of each export: the first opens its device, the last closes it, and whoever comes while it closes waits and opens it anew. */
+export class SharedExports implements ExportProvider {
+  readonly #source: ExportSource
+  readonly #shared = new Map<string, SharedExport>()
+
+  constructor(source: ExportSource) {
+    this.#source = source
+  }
+
+  list(): Promise<ExportInfo[]> {
+    return this.#source.list()
+  }
+
+  async open(requested: string): Promise<ServedExport> {
+    const name = await this.#source.canonicalName(requested)
+    const shared = await this.#acquire(name)
+    try {
+      const opened = await shared.opened
+      return { name: opened.name, description: opened.description, device: opened.device, fastZeroes: opened.fastZeroes, release: () => this.#release(name, shared) }
+    } catch (error) {
+      if (this.#shared.get(name) === shared) this.#shared.delete(name)
+      throw error
+    }
+  }
+
+  /** The device of an export that is in use now, else undefined. */
+  async opened(name: string): Promise<BlockDevice | undefined> {
+    const shared = this.#shared.get(name)
+    if (shared === undefined || shared.closed !== undefined) return undefined
+    return (await shared.opened).device
+  }
+
+  async #acquire(name: string): Promise<SharedExport> {
+    for (;;) {
+      const known = this.#shared.get(name)
+      if (known === undefined) {
+        const shared: SharedExport = { opened: this.#source.open(name), users: 1, closed: undefined }
+        this.#shared.set(name, shared)
+        return shared
+      }
+      if (known.closed === undefined) {
+        known.users++
+        return known
+      }
+      await known.closed.catch(() => undefined)
+    }
+  }
+
+  async #release(name: string, shared: SharedExport): Promise<void> {
+    if (--shared.users > 0) return
+    shared.closed = shared.opened.then(async ({ device }) => device[Symbol.asyncDispose]()).finally(() => this.#shared.delete(name))
+    await shared.closed
+  }
+}

@@ -1,0 +1,130 @@
+/**
+ * Replies to NBD_CMD_READ: the device reads straight to the place behind the header.
+ * Each function returns undefined if the reply is complete, otherwise a promise; both ways of failing leave nothing behind.
+ */
+import type { BlockDevice } from '@varve/images/device/block-device.ts'
+import {
+  NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_OFFSET_DATA, NBD_REPLY_TYPE_OFFSET_HOLE, OFFSET_DATA_HEADER_BYTES, OFFSET_HOLE_BYTES, SIMPLE_REPLY_BYTES, writeUint32,
+  writeUint64,
+} from './protocol.ts'
+import { type Cookie, type ReplyQueue, writeChunkHeader, writeSimpleHeader } from './reply-queue.ts'
+import type { SlabPool } from './slab.ts'
+
+/** For shorter reads a look at the extents costs more than sending zeroes. */
+export const HOLE_READ_BYTES_MIN = 32 * 1024
+/** A shorter run of zeroes is sent as data. */
+const HOLE_BYTES_MIN = 4096
+/** Extents that are looked at for one read; what is behind them is sent as data. */
+const READ_EXTENTS_MAX = 64
+
+/** Where replies are made. */
+export interface ReplyPlace {
+  device: BlockDevice
+  slabs: SlabPool
+  replies: ReplyQueue
+}
+
+/** A part of a read: `data` is sent, otherwise it is a hole. */
+interface Part {
+  offset: number
+  length: number
+  data: boolean
+}
+
+/** A simple reply, or a structured one of one data chunk. @param length bytes, at least 1 */
+export function readWhole(place: ReplyPlace, structured: boolean, offset: number, length: number, cookie: Cookie): void | Promise<void> {
+  const headerBytes = structured ? OFFSET_DATA_HEADER_BYTES : SIMPLE_REPLY_BYTES
+  const { slab, from, to } = place.slabs.cut(headerBytes + length)
+  if (structured) writeDataHeader(slab.bytes, from, NBD_REPLY_FLAG_DONE, cookie, offset, length)
+  else writeSimpleHeader(slab.bytes, from, 0, cookie)
+  let pending: void | Promise<void>
+  try {
+    pending = place.device.read(slab.bytes.subarray(from + headerBytes, to), offset)
+  } catch (error) {
+    place.slabs.release(slab, 1)
+    throw error
+  }
+  if (pending === undefined) {
+    place.replies.append(slab, from, to, 1)
+    return
+  }
+  return pending.then(
+    () => place.replies.append(slab, from, to, 1),
+    (error: unknown) => {
+      place.slabs.release(slab, 1)
+      throw error
+    },
+  )
+}
+
+/** A structured reply that leaves out what the device knows to be zero. */
+export function readSparse(place: ReplyPlace, offset: number, length: number, cookie: Cookie): void | Promise<void> {
+  const parts = splitAtHoles(place.device, offset, length)
+  if (parts.length === 1 && parts[0].data) return readWhole(place, true, offset, length, cookie)
+  let replyBytes = 0
+  for (const { data, length: partBytes } of parts) replyBytes += data ? OFFSET_DATA_HEADER_BYTES + partBytes : OFFSET_HOLE_BYTES
+  const { slab, from, to } = place.slabs.cut(replyBytes)
+  const pending = writeParts(place.device, parts, slab.bytes, from, cookie)
+  if (pending.length === 0) {
+    place.replies.append(slab, from, to, 1)
+    return
+  }
+  return Promise.allSettled(pending).then((results) => {
+    const failed = results.find((result) => result.status === 'rejected')
+    if (failed === undefined) {
+      place.replies.append(slab, from, to, 1)
+      return
+    }
+    place.slabs.release(slab, 1)
+    throw failed.reason
+  })
+}
+
+/** @returns the reads that are not complete; one that failed at once is among them, so that all are waited for before the memory is used again */
+function writeParts(device: BlockDevice, parts: readonly Part[], bytes: Buffer, from: number, cookie: Cookie): Promise<void>[] {
+  const pending: Promise<void>[] = []
+  let at = from
+  for (const [index, { offset, length, data }] of parts.entries()) {
+    const flags = index === parts.length - 1 ? NBD_REPLY_FLAG_DONE : 0
+    if (data) {
+      writeDataHeader(bytes, at, flags, cookie, offset, length)
+      at += OFFSET_DATA_HEADER_BYTES
+      const read = startRead(device, bytes.subarray(at, at + length), offset)
+      if (read !== undefined) pending.push(read)
+      at += length
+    } else {
+      writeChunkHeader(bytes, at, flags, NBD_REPLY_TYPE_OFFSET_HOLE, cookie, 12)
+      writeUint64(bytes, at + 20, offset)
+      writeUint32(bytes, at + 28, length)
+      at += OFFSET_HOLE_BYTES
+    }
+  }
+  return pending
+}
+
+function startRead(device: BlockDevice, into: Uint8Array, offset: number): void | Promise<void> {
+  try {
+    return device.read(into, offset)
+  } catch (error) {
+    return Promise.reject(error as Error)
+  }
+}
+
+function splitAtHoles(device: BlockDevice, offset: number, length: number): Part[] {
+  const parts: Part[] = []
+  let at = offset
+  const add = (partBytes: number, data: boolean) => {
+    const last = parts.at(-1)
+    if (last !== undefined && last.data === data) last.length += partBytes
+    else parts.push({ offset: at, length: partBytes, data })
+    at += partBytes
+  }
+  for (const extent of device.extents(offset, length, READ_EXTENTS_MAX)) add(extent.length, extent.type === 'data' || extent.length < HOLE_BYTES_MIN)
+  if (at < offset + length) add(offset + length - at, true)
+  return parts
+}
+
+function writeDataHeader(bytes: Uint8Array, at: number, flags: number, cookie: Cookie, offset: number, length: number): void {
+  writeChunkHeader(bytes, at, flags, NBD_REPLY_TYPE_OFFSET_DATA, cookie, 8 + length)
+  writeUint64(bytes, at + 20, offset)
+}

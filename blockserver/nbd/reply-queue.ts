@@ -1,0 +1,151 @@
+/**
+ * Replies of one connection on their way out: built in slabs, gathered into few writes.
+ * Within one turn nothing is written before `flush`; memory is given back when the kernel has taken it.
+ */
+import {
+  CHUNK_HEADER_BYTES, NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_ERROR, NBD_REPLY_TYPE_ERROR_OFFSET, NBD_SIMPLE_REPLY_MAGIC, NBD_STRUCTURED_REPLY_MAGIC,
+  SIMPLE_REPLY_BYTES, writeUint16, writeUint32, writeUint64,
+} from './protocol.ts'
+import type { Slab, SlabPool } from './slab.ts'
+import type { Transport } from './transport.ts'
+
+/** Neighbouring replies in one slab. */
+interface Piece {
+  slab: Slab
+  from: number
+  to: number
+  regions: number
+}
+
+interface Batch {
+  pieces: Piece[]
+  bytes: number
+  requests: number
+}
+
+/** Identifies a request to its client: 64 bits that the server only copies. */
+export interface Cookie {
+  cookieHigh: number
+  cookieLow: number
+}
+
+export class ReplyQueue {
+  readonly #slabs: SlabPool
+  readonly #transport: Transport
+  readonly #freed: (requests: number) => void
+  #pieces: Piece[] = []
+  #gatheredBytes = 0
+  #gatheredRequests = 0
+  /** Batches whose write the stream has not confirmed; those that the kernel took at once have no pieces any more. */
+  readonly #writing: Batch[] = []
+  #unsentBytes = 0
+  #discarded = false
+  readonly #onSent = () => this.#sent()
+
+  /** @param freed called when replies are with the kernel: requests that no longer count as in flight */
+  constructor(slabs: SlabPool, transport: Transport, freed: (requests: number) => void) {
+    this.#slabs = slabs
+    this.#transport = transport
+    this.#freed = freed
+  }
+
+  /** Bytes gathered and not yet handed to the transport. */
+  get gatheredBytes(): number {
+    return this.#gatheredBytes
+  }
+
+  /** Bytes that the kernel has not taken, gathered ones included. */
+  get unsentBytes(): number {
+    return this.#gatheredBytes + this.#unsentBytes
+  }
+
+  /** Appends a finished part of a slab that the caller had cut; the queue releases it. @param requests 1 with the last part of a reply */
+  append(slab: Slab, from: number, to: number, requests: number): void {
+    if (this.#discarded) {
+      this.#slabs.release(slab, 1)
+      this.#freed(requests)
+      return
+    }
+    const last = this.#pieces.at(-1)
+    if (last !== undefined && last.slab === slab && last.to === from) {
+      last.to = to
+      last.regions++
+    } else this.#pieces.push({ slab, from, to, regions: 1 })
+    this.#gatheredBytes += to - from
+    this.#gatheredRequests += requests
+  }
+
+  simpleReply(cookie: Cookie, error: number): void {
+    const { slab, from, to } = this.#slabs.cut(SIMPLE_REPLY_BYTES)
+    writeSimpleHeader(slab.bytes, from, error, cookie)
+    this.append(slab, from, to, 1)
+  }
+
+  /** The last chunk of a structured reply. @param offset where it happened, for commands whose client can use that */
+  errorChunk(cookie: Cookie, error: number, message: string, offset?: number): void {
+    const text = Buffer.from(message)
+    const payloadBytes = 6 + text.length + (offset === undefined ? 0 : 8)
+    const { slab, from, to } = this.#slabs.cut(CHUNK_HEADER_BYTES + payloadBytes)
+    const type = offset === undefined ? NBD_REPLY_TYPE_ERROR : NBD_REPLY_TYPE_ERROR_OFFSET
+    writeChunkHeader(slab.bytes, from, NBD_REPLY_FLAG_DONE, type, cookie, payloadBytes)
+    const at = from + CHUNK_HEADER_BYTES
+    writeUint32(slab.bytes, at, error)
+    writeUint16(slab.bytes, at + 4, text.length)
+    slab.bytes.set(text, at + 6)
+    if (offset !== undefined) writeUint64(slab.bytes, at + 6 + text.length, offset)
+    this.append(slab, from, to, 1)
+  }
+
+  /** Writes all that was gathered. */
+  flush(): void {
+    if (this.#gatheredBytes === 0) return
+    const pieces = this.#pieces
+    const batch: Batch = { pieces, bytes: this.#gatheredBytes, requests: this.#gatheredRequests }
+    this.#pieces = []
+    this.#gatheredBytes = 0
+    this.#gatheredRequests = 0
+    this.#unsentBytes += batch.bytes
+    this.#writing.push(batch)
+    this.#transport.write(pieces.map(({ slab, from, to }) => slab.bytes.subarray(from, to)), this.#onSent)
+    if (this.#transport.unsentBytes === 0) for (const written of this.#writing) this.#free(written)
+  }
+
+  /** Gives all memory back, and that of all that comes. For a connection that is closed. */
+  discard(): void {
+    this.#discarded = true
+    for (const batch of this.#writing) this.#free(batch)
+    this.#free({ pieces: this.#pieces, bytes: 0, requests: this.#gatheredRequests })
+    this.#pieces = []
+    this.#gatheredBytes = 0
+    this.#gatheredRequests = 0
+  }
+
+  #sent(): void {
+    const batch = this.#writing.shift()
+    if (batch !== undefined) this.#free(batch)
+  }
+
+  #free(batch: Batch): void {
+    if (batch.pieces.length === 0) return
+    for (const { slab, regions } of batch.pieces) this.#slabs.release(slab, regions)
+    this.#unsentBytes -= batch.bytes
+    batch.pieces = []
+    this.#freed(batch.requests)
+  }
+}
+
+export function writeSimpleHeader(bytes: Uint8Array, at: number, error: number, cookie: Cookie): void {
+  writeUint32(bytes, at, NBD_SIMPLE_REPLY_MAGIC)
+  writeUint32(bytes, at + 4, error)
+  writeUint32(bytes, at + 8, cookie.cookieHigh)
+  writeUint32(bytes, at + 12, cookie.cookieLow)
+}
+
+export function writeChunkHeader(bytes: Uint8Array, at: number, flags: number, type: number, cookie: Cookie, payloadBytes: number): void {
+  writeUint32(bytes, at, NBD_STRUCTURED_REPLY_MAGIC)
+  writeUint16(bytes, at + 4, flags)
+  writeUint16(bytes, at + 6, type)
+  writeUint32(bytes, at + 8, cookie.cookieHigh)
+  writeUint32(bytes, at + 12, cookie.cookieLow)
+  writeUint32(bytes, at + 16, payloadBytes)
+}

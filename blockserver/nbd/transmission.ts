@@ -1,0 +1,532 @@
+/**
+ * The transmission phase of one connection: requests in, replies out. Bytes: "Transmission" of the NBD specification.
+ * All requests of one read are taken up before anything is written. What the device completes at once costs no promise and no turn.
+ */
+import { setImmediate as nextTurn } from 'node:timers/promises'
+import type { ServedExport } from './export.ts'
+import type { NbdLimits } from './limits.ts'
+import type { BudgetUser, MemoryBudget } from './memory-budget.ts'
+import { replyBlockStatus } from './meta-context.ts'
+import type { NbdMetrics } from './metrics.ts'
+import {
+  CHUNK_HEADER_BYTES, NBD_CMD_BLOCK_STATUS, NBD_CMD_CACHE, NBD_CMD_DISC, NBD_CMD_FLAG_DF, NBD_CMD_FLAG_FAST_ZERO, NBD_CMD_FLAG_FUA, NBD_CMD_FLAG_NO_HOLE,
+  NBD_CMD_FLAG_REQ_ONE, NBD_CMD_FLUSH, NBD_CMD_READ, NBD_CMD_TRIM, NBD_CMD_WRITE, NBD_CMD_WRITE_ZEROES, NBD_ENOTSUP, NBD_ESHUTDOWN, NBD_REPLY_FLAG_DONE,
+  NBD_REPLY_TYPE_NONE, NBD_REQUEST_MAGIC, REQUEST_HEADER_BYTES, errorName, readUint32, readUint64,
+} from './protocol.ts'
+import { HOLE_READ_BYTES_MIN, type ReplyPlace, readSparse, readWhole } from './read-reply.ts'
+import { type Cookie, ReplyQueue, writeChunkHeader } from './reply-queue.ts'
+import { type RequestRules, deviceError, requestError } from './request.ts'
+import type { Region, SlabPool } from './slab.ts'
+import type { Transport } from './transport.ts'
+
+/** Replies are handed to the kernel when so many bytes are gathered, so that the client starts on them while the rest is made. */
+const FLUSH_BYTES = 256 * 1024
+/** Payload that one connection may move before others have their turn. */
+const TURN_BYTES_MAX = 8 * 1024 * 1024
+/** What a request counts for in a turn besides its payload, bytes. */
+const TURN_BYTES_PER_REQUEST = 4096
+/** With less than this of a payload missing it is read together with what follows it, else straight to its place. */
+const DIRECT_BYTES_MIN = 32 * 1024
+/** NBD_CMD_CACHE reads in pieces of this size, and lets others have their turn after each. */
+const CACHE_PIECE_BYTES = 256 * 1024
+
+export interface TransmissionOptions {
+  served: ServedExport
+  structured: boolean
+  /** True if base:allocation was selected. */
+  allocation: boolean
+  limits: NbdLimits
+  slabs: SlabPool
+  budget: MemoryBudget
+  metrics: NbdMetrics
+  transport: Transport
+  /** The peer broke the protocol or a limit; the connection has been destroyed. */
+  cut(reason: string): void
+  /** The device failed a request. */
+  failed(error: unknown, request: string): void
+  /** Called once: the connection is closed, and no request uses the device any more. */
+  finished(): void
+}
+
+/** NBD_CMD_WRITE whose payload is arriving. */
+interface ArrivingWrite extends Cookie {
+  flags: number
+  offset: number
+  region: Region
+  filledBytes: number
+}
+
+/** Payload that is passed over, and then answered by an error. */
+interface SkippedPayload extends Cookie {
+  error: number
+  bytesLeft: number
+}
+
+export class Transmission implements BudgetUser {
+  readonly #options: TransmissionOptions
+  readonly #rules: RequestRules
+  readonly #place: ReplyPlace
+  readonly #replies: ReplyQueue
+  readonly #slabs: SlabPool
+  /** The request that is being taken up. */
+  readonly #cookie: Cookie = { cookieHigh: 0, cookieLow: 0 }
+  /** A request header that arrived in parts, or has to wait. */
+  readonly #head = Buffer.alloc(REQUEST_HEADER_BYTES)
+  #headBytes = 0
+  #write: ArrivingWrite | undefined
+  #skipped: SkippedPayload | undefined
+  /** Bytes that arrived and have to wait; meanwhile the transport is paused. */
+  #held: Buffer | undefined
+  #parsing = false
+  #flushScheduled = false
+  #turnBytesLeft = TURN_BYTES_MAX
+  /** Requests taken up whose reply is not with the kernel. */
+  #requestsInFlight = 0
+  /** Requests that use the device. */
+  #deviceRequests = 0
+  /** Payload of requests that use the device or are arriving. */
+  #bytesInFlight = 0
+  #open = true
+  #disconnected = false
+  #peerEnded = false
+  #draining = false
+  #finished = false
+  sharedBytes = 0
+  movedAtMs = performance.now()
+
+  constructor(options: TransmissionOptions) {
+    const { served, structured, allocation, limits, slabs, transport } = options
+    const { device } = served
+    this.#options = options
+    this.#rules = { sizeBytes: device.sizeBytes, readOnly: device.readOnly, structured, allocation, requestBytesMax: limits.requestBytesMax }
+    this.#replies = new ReplyQueue(slabs, transport, (requests) => this.#freed(requests))
+    this.#slabs = slabs
+    this.#place = { device, slabs, replies: this.#replies }
+  }
+
+  /** Takes up what arrived; what has to wait is copied. */
+  receive(bytes: Buffer): void {
+    if (!this.#open || this.#disconnected) return
+    if (this.#held !== undefined) {
+      this.#held = Buffer.concat([this.#held, bytes])
+      return
+    }
+    this.#turnBytesLeft = TURN_BYTES_MAX
+    this.#run(bytes)
+    if (this.#held !== undefined) this.#held = Buffer.from(this.#held)
+  }
+
+  /** The place of the next bytes, while much of a large payload is missing. */
+  target(): Uint8Array | undefined {
+    const write = this.#write
+    if (write === undefined || this.#held !== undefined) return undefined
+    const at = write.region.from + write.filledBytes
+    return write.region.to - at < DIRECT_BYTES_MIN ? undefined : write.region.slab.bytes.subarray(at, write.region.to)
+  }
+
+  receivedInPlace(count: number): void {
+    const write = this.#write
+    if (write === undefined) return
+    write.filledBytes += count
+    this.movedAtMs = performance.now()
+    if (write.region.from + write.filledBytes < write.region.to) return
+    this.#startWrite(write)
+    this.#replies.flush()
+    this.#endIfDone()
+  }
+
+  /** The peer sends no more: what it asked for is still answered. */
+  ended(): void {
+    this.#peerEnded = true
+    this.#dropArriving()
+    this.#endIfDone()
+  }
+
+  /** From now on requests are answered by NBD_ESHUTDOWN; when all that is in flight is answered, the connection is closed. */
+  drain(): void {
+    this.#draining = true
+    this.#endIfDone()
+  }
+
+  /** The connection is gone. */
+  closed(): void {
+    this.#open = false
+    this.#held = undefined
+    this.#dropArriving()
+    this.#replies.discard()
+    this.#settle()
+    this.#finishIfUnused()
+  }
+
+  memoryFreed(): void {
+    this.#continue()
+  }
+
+  cut(reason: string): void {
+    if (!this.#open) return
+    this.#options.metrics.connectionsCut++
+    this.#options.cut(reason)
+    this.#options.transport.destroy()
+  }
+
+  // ---- requests in
+
+  #run(bytes: Buffer): void {
+    this.#parsing = true
+    const at = this.#parse(bytes)
+    this.#replies.flush()
+    this.#parsing = false
+    if (this.#disconnected || !this.#open) this.#held = undefined
+    else if (at < bytes.length || this.#headBytes === REQUEST_HEADER_BYTES) {
+      this.#held = bytes.subarray(at)
+      this.#options.transport.pause()
+      if (this.#turnBytesLeft < 0) setImmediate(() => this.#continue())
+    }
+    this.#endIfDone()
+  }
+
+  #continue(): void {
+    const bytes = this.#held
+    if (bytes === undefined || this.#parsing || !this.#open) return
+    this.#held = undefined
+    this.#turnBytesLeft = TURN_BYTES_MAX
+    this.#run(bytes)
+    if (this.#held === undefined && !this.#disconnected) this.#options.transport.resume()
+  }
+
+  /** @returns bytes taken up; less than all if the rest has to wait */
+  #parse(bytes: Buffer): number {
+    let at = 0
+    while (at < bytes.length || this.#headBytes === REQUEST_HEADER_BYTES) {
+      if (this.#write !== undefined) {
+        at = this.#fillWrite(this.#write, bytes, at)
+        continue
+      }
+      if (this.#skipped !== undefined) {
+        at = this.#skip(this.#skipped, bytes, at)
+        continue
+      }
+      let head = bytes
+      let headAt = at
+      if (this.#headBytes > 0 || bytes.length - at < REQUEST_HEADER_BYTES) {
+        const copied = bytes.copy(this.#head, this.#headBytes, at)
+        at += copied
+        this.#headBytes += copied
+        if (this.#headBytes < REQUEST_HEADER_BYTES) return at
+        head = this.#head
+        headAt = 0
+      }
+      if (this.#turnBytesLeft < 0 || !this.#admitted(head, headAt)) return at
+      if (head === bytes) at += REQUEST_HEADER_BYTES
+      else this.#headBytes = 0
+      if (!this.#take(head, headAt)) return bytes.length
+      if (this.#replies.gatheredBytes >= FLUSH_BYTES) this.#replies.flush()
+    }
+    return at
+  }
+
+  /** True if there is room for the request; otherwise something in flight makes room later, and goes on then. */
+  #admitted(head: Buffer, at: number): boolean {
+    const type = (head[at + 6] << 8) | head[at + 7]
+    const payload = type === NBD_CMD_READ || type === NBD_CMD_WRITE || type === NBD_CMD_CACHE ? readUint32(head, at + 24) : 0
+    // What is larger is refused and holds no memory.
+    const needBytes = payload > this.#rules.requestBytesMax ? 0 : type === NBD_CMD_CACHE ? Math.min(payload, CACHE_PIECE_BYTES) : payload
+    this.#turnBytesLeft -= needBytes + TURN_BYTES_PER_REQUEST
+    if (this.#hasRoom(needBytes)) return true
+    this.#replies.flush()
+    return this.#hasRoom(needBytes)
+  }
+
+  #hasRoom(needBytes: number): boolean {
+    const { inFlightRequestsMax, inFlightBytesMax, unsentBytesMax, ownBytes } = this.#options.limits
+    const unsentBytes = this.#replies.unsentBytes
+    if (this.#requestsInFlight >= inFlightRequestsMax || unsentBytes > unsentBytesMax) return false
+    const heldBytes = this.#bytesInFlight + unsentBytes
+    if (heldBytes > 0 && heldBytes + needBytes > inFlightBytesMax) return false
+    const sharedBytes = heldBytes + needBytes - ownBytes
+    const { budget } = this.#options
+    if (sharedBytes <= this.sharedBytes) {
+      budget.leave(this)
+      return true
+    }
+    if (!budget.take(this, sharedBytes - this.sharedBytes)) return false
+    this.sharedBytes = sharedBytes
+    return true
+  }
+
+  /** Takes up one request. @returns false if the connection takes up no more */
+  #take(head: Buffer, at: number): boolean {
+    if (readUint32(head, at) !== NBD_REQUEST_MAGIC) {
+      this.cut('a request does not begin with its magic number')
+      return false
+    }
+    const flags = (head[at + 4] << 8) | head[at + 5]
+    const type = (head[at + 6] << 8) | head[at + 7]
+    const offset = readUint64(head, at + 16)
+    const length = readUint32(head, at + 24)
+    if (type === NBD_CMD_DISC) {
+      this.#disconnected = true
+      return false
+    }
+    this.#cookie.cookieHigh = readUint32(head, at + 8)
+    this.#cookie.cookieLow = readUint32(head, at + 12)
+    this.#requestsInFlight++
+    this.#options.metrics.requests++
+    const error = this.#draining ? NBD_ESHUTDOWN : this.#requestError(type, flags, offset, length)
+    if (error === 0) this.#start(type, flags, offset, length)
+    else if (type === NBD_CMD_WRITE && length > 0) this.#skipped = { ...this.#cookie, error, bytesLeft: length }
+    else this.#refuse(type, error)
+    return true
+  }
+
+  #requestError(type: number, flags: number, offset: number, length: number): number {
+    const error = requestError(this.#rules, type, flags, offset, length)
+    if (error !== 0 || (flags & NBD_CMD_FLAG_FAST_ZERO) === 0) return error
+    return this.#options.served.fastZeroes === true && (flags & NBD_CMD_FLAG_NO_HOLE) === 0 ? 0 : NBD_ENOTSUP
+  }
+
+  #fillWrite(write: ArrivingWrite, bytes: Buffer, at: number): number {
+    const { region } = write
+    const filled = region.from + write.filledBytes
+    const count = Math.min(region.to - filled, bytes.length - at)
+    bytes.copy(region.slab.bytes, filled, at, at + count)
+    write.filledBytes += count
+    if (filled + count === region.to) this.#startWrite(write)
+    return at + count
+  }
+
+  #skip(skipped: SkippedPayload, bytes: Buffer, at: number): number {
+    const count = Math.min(skipped.bytesLeft, bytes.length - at)
+    skipped.bytesLeft -= count
+    if (skipped.bytesLeft === 0) {
+      this.#skipped = undefined
+      this.#cookie.cookieHigh = skipped.cookieHigh
+      this.#cookie.cookieLow = skipped.cookieLow
+      this.#refuse(NBD_CMD_WRITE, skipped.error)
+    }
+    return at + count
+  }
+
+  // ---- commands
+
+  #start(type: number, flags: number, offset: number, length: number): void {
+    if (type === NBD_CMD_READ) this.#read(flags, offset, length)
+    else if (type === NBD_CMD_WRITE) this.#arriveWrite(flags, offset, length)
+    else if (type === NBD_CMD_BLOCK_STATUS) this.#blockStatus(flags, offset, length)
+    else this.#carryOut(type, flags, offset, length)
+  }
+
+  #read(flags: number, offset: number, length: number): void {
+    const cookie = this.#cookie
+    const { structured } = this.#rules
+    if (length === 0) {
+      if (structured) this.#emptyReply()
+      else this.#replies.simpleReply(cookie, 0)
+      return
+    }
+    let pending: void | Promise<void>
+    try {
+      const sparse = structured && length >= HOLE_READ_BYTES_MIN && (flags & NBD_CMD_FLAG_DF) === 0
+      pending = sparse ? readSparse(this.#place, offset, length, cookie) : readWhole(this.#place, structured, offset, length, cookie)
+    } catch (error) {
+      this.#fail(NBD_CMD_READ, error, offset, length)
+      return
+    }
+    this.#options.metrics.bytesRead += length
+    if (pending !== undefined) this.#whenDone(pending, NBD_CMD_READ, offset, length, length, () => undefined)
+  }
+
+  #arriveWrite(flags: number, offset: number, length: number): void {
+    const region = this.#slabs.cut(length)
+    this.#bytesInFlight += length
+    this.#write = { cookieHigh: this.#cookie.cookieHigh, cookieLow: this.#cookie.cookieLow, flags, offset, region, filledBytes: 0 }
+    if (length === 0) this.#startWrite(this.#write)
+  }
+
+  /** All of the payload is there. */
+  #startWrite(write: ArrivingWrite): void {
+    this.#write = undefined
+    const { slab, from, to } = write.region
+    const length = to - from
+    const { metrics, served } = this.#options
+    this.#cookie.cookieHigh = write.cookieHigh
+    this.#cookie.cookieLow = write.cookieLow
+    metrics.bytesWritten += length
+    let pending: void | Promise<void>
+    try {
+      pending = served.device.write(slab.bytes.subarray(from, to), write.offset, { fua: (write.flags & NBD_CMD_FLAG_FUA) !== 0 })
+    } catch (error) {
+      this.#release(slab, length)
+      this.#fail(NBD_CMD_WRITE, error, write.offset, length)
+      return
+    }
+    if (pending === undefined) {
+      this.#release(slab, length)
+      this.#replies.simpleReply(this.#cookie, 0)
+      return
+    }
+    const done = pending.finally(() => this.#slabs.release(slab, 1))
+    this.#bytesInFlight -= length
+    this.#whenDone(done, NBD_CMD_WRITE, write.offset, length, length, (cookie) => this.#replies.simpleReply(cookie, 0))
+  }
+
+  #release(slab: Region['slab'], length: number): void {
+    this.#slabs.release(slab, 1)
+    this.#bytesInFlight -= length
+  }
+
+  #blockStatus(flags: number, offset: number, length: number): void {
+    try {
+      replyBlockStatus(this.#options.served.device, { offset, length, one: (flags & NBD_CMD_FLAG_REQ_ONE) !== 0 }, this.#cookie, this.#slabs, this.#replies)
+    } catch (error) {
+      this.#fail(NBD_CMD_BLOCK_STATUS, error, offset, length)
+    }
+  }
+
+  /** Commands without payload in either direction. */
+  #carryOut(type: number, flags: number, offset: number, length: number): void {
+    let pending: void | Promise<void>
+    try {
+      pending = this.#call(type, flags, offset, length)
+    } catch (error) {
+      this.#fail(type, error, offset, length)
+      return
+    }
+    if (pending === undefined) this.#replies.simpleReply(this.#cookie, 0)
+    else this.#whenDone(pending, type, offset, length, type === NBD_CMD_CACHE ? Math.min(length, CACHE_PIECE_BYTES) : 0, (cookie) => this.#replies.simpleReply(cookie, 0))
+  }
+
+  #call(type: number, flags: number, offset: number, length: number): void | Promise<void> {
+    const { device } = this.#options.served
+    const fua = (flags & NBD_CMD_FLAG_FUA) !== 0
+    if (type === NBD_CMD_FLUSH) return this.#rules.readOnly ? undefined : device.flush()
+    if (length === 0) return
+    if (type === NBD_CMD_TRIM) return device.trim(offset, length, { fua })
+    if (type === NBD_CMD_WRITE_ZEROES) return device.writeZeroes(offset, length, { fua, noHole: (flags & NBD_CMD_FLAG_NO_HOLE) !== 0 })
+    return this.#cache(offset, length)
+  }
+
+  async #cache(offset: number, length: number): Promise<void> {
+    const { slab, from } = this.#slabs.cut(Math.min(length, CACHE_PIECE_BYTES))
+    try {
+      for (let at = 0; at < length && this.#open; at += CACHE_PIECE_BYTES) {
+        const pieceBytes = Math.min(CACHE_PIECE_BYTES, length - at)
+        await this.#options.served.device.read(slab.bytes.subarray(from, from + pieceBytes), offset + at)
+        await nextTurn()
+      }
+    } finally {
+      this.#slabs.release(slab, 1)
+    }
+  }
+
+  // ---- replies
+
+  /** @param heldBytes payload in memory until `pending` settles @param reply what success is answered by */
+  #whenDone(pending: Promise<void>, type: number, offset: number, length: number, heldBytes: number, reply: (cookie: Cookie) => void): void {
+    const cookie = { ...this.#cookie }
+    this.#deviceRequests++
+    this.#bytesInFlight += heldBytes
+    const settled = () => {
+      this.#deviceRequests--
+      this.#bytesInFlight -= heldBytes
+      this.#settle()
+      this.#scheduleFlush()
+    }
+    pending.then(
+      () => {
+        reply(cookie)
+        settled()
+      },
+      (error: unknown) => {
+        this.#cookie.cookieHigh = cookie.cookieHigh
+        this.#cookie.cookieLow = cookie.cookieLow
+        this.#fail(type, error, offset, length)
+        settled()
+      },
+    )
+  }
+
+  #fail(type: number, error: unknown, offset: number, length: number): void {
+    this.#options.failed(error, `command ${type} at ${offset}, ${length} bytes`)
+    this.#refuse(type, deviceError(error), type === NBD_CMD_READ ? offset : undefined)
+  }
+
+  /** Answers the current request by an error. */
+  #refuse(type: number, error: number, offset?: number): void {
+    this.#options.metrics.errors++
+    if (!this.#rules.structured) this.#replies.simpleReply(this.#cookie, error)
+    else this.#replies.errorChunk(this.#cookie, error, `command ${type}: ${errorName(error)}`, offset)
+  }
+
+  /** Success of a structured read of nothing. */
+  #emptyReply(): void {
+    const { slab, from, to } = this.#slabs.cut(CHUNK_HEADER_BYTES)
+    writeChunkHeader(slab.bytes, from, NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_NONE, this.#cookie, 0)
+    this.#replies.append(slab, from, to, 1)
+  }
+
+  /** Replies that become ready in one turn go out together. */
+  #scheduleFlush(): void {
+    if (this.#flushScheduled) return
+    this.#flushScheduled = true
+    setImmediate(() => {
+      this.#flushScheduled = false
+      if (this.#open) {
+        this.#replies.flush()
+        this.#continue()
+        this.#endIfDone()
+      } else this.#finishIfUnused()
+    })
+  }
+
+  /** Replies are with the kernel. */
+  #freed(requests: number): void {
+    this.#requestsInFlight -= requests
+    this.movedAtMs = performance.now()
+    if (!this.#open) return
+    this.#settle()
+    this.#continue()
+    this.#endIfDone()
+  }
+
+  /** Gives back shared memory that is no longer needed. */
+  #settle(): void {
+    if (this.sharedBytes === 0) return
+    const sharedBytes = Math.max(0, this.#bytesInFlight + this.#replies.unsentBytes - this.#options.limits.ownBytes)
+    if (sharedBytes >= this.sharedBytes) return
+    const given = this.sharedBytes - sharedBytes
+    this.sharedBytes = sharedBytes
+    this.#options.budget.give(given)
+  }
+
+  // ---- the end
+
+  #dropArriving(): void {
+    if (this.#skipped !== undefined) {
+      this.#skipped = undefined
+      this.#requestsInFlight--
+    }
+    const write = this.#write
+    if (write === undefined) return
+    this.#write = undefined
+    this.#requestsInFlight--
+    this.#release(write.region.slab, write.region.to - write.region.from)
+  }
+
+  #endIfDone(): void {
+    if (this.#parsing || !this.#open || this.#requestsInFlight > 0 || this.#deviceRequests > 0) return
+    if (!this.#disconnected && !((this.#draining || this.#peerEnded) && this.#held === undefined)) return
+    this.#open = false
+    this.#options.transport.end()
+  }
+
+  #finishIfUnused(): void {
+    if (this.#finished || this.#deviceRequests > 0) return
+    this.#finished = true
+    const { budget } = this.#options
+    if (this.sharedBytes > 0) budget.give(this.sharedBytes)
+    this.sharedBytes = 0
+    budget.forget(this)
+    this.#options.finished()
+  }
+}
