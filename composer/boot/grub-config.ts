@@ -14,8 +14,8 @@ export interface GrubConfigOptions {
   rootPartitionGuid: string
   /** Number of the root partition, first is 1. */
   rootPartition: number
-  /** Added to the kernel's command line. */
-  kernelArguments: readonly string[]
+  /** Added to the kernel's command line: printable ASCII. */
+  kernelCommandLine: string
 }
 
 /** What a fallback looks for if the guest has removed the kernel that was composed. */
@@ -60,7 +60,7 @@ function initrdOf(kernel: Kernel): string {
 }
 
 function entry(title: string, choice: string[], options: GrubConfigOptions): string {
-  const more = options.kernelArguments.length === 0 ? '' : ` ${options.kernelArguments.map(quoted).join(' ')}`
+  const more = options.kernelCommandLine.split(/ +/).filter((word) => word !== '').map((word) => ` ${quoted(word)}`).join('')
   return `menuentry '${title}' {
 ${choice.map((line) => `  ${line}\n`).join('')}  if [ -n "$initrd" -a -e "$initrd" ]; then
     linux "$kernel" root=UUID=${options.rootUuid} rw${more}
