@@ -4,6 +4,7 @@
  */
 import { DIGEST_BYTES } from '../chunk/digest.ts'
 import { VarveError } from '../errors.ts'
+import { Column } from './column.ts'
 import { CONTENT_BYTES_MAX, NAME_BYTES_MAX, TARGET_BYTES_MAX } from './limits.ts'
 import { Kind, HOLE, Tree } from './tree.ts'
 import type { Xattr } from './tree.ts'
@@ -30,19 +31,41 @@ export interface InodeInit {
   xattrs?: readonly Xattr[]
 }
 
-const EMPTY: readonly number[] = []
-
 export class TreeBuilder {
-  readonly #entryParent: number[] = [0]
-  readonly #entryInode: number[] = [0]
+  // By entry; 0 is the root.
+  readonly #entryParent = new Column(new Uint32Array())
+  readonly #entryInode = new Column(new Uint32Array())
   readonly #entryName: string[] = ['']
-  readonly #inodes: InodeInit[] = []
-  readonly #inodeSet: number[] = []
-  readonly #contentChunks: ArrayLike<number>[] = []
-  readonly #contentBytes: ArrayLike<number>[] = []
-  readonly #chunkByDigest = new Map<string, number>()
-  readonly #chunkDigests: Uint8Array[] = []
-  readonly #chunkBytes: number[] = []
+
+  // By inode.
+  readonly #kind = new Column(new Uint8Array())
+  readonly #mode = new Column(new Uint16Array())
+  readonly #uid = new Column(new Uint32Array())
+  readonly #gid = new Column(new Uint32Array())
+  readonly #mtimeSeconds = new Column(new Float64Array())
+  readonly #mtimeNanoseconds = new Column(new Uint32Array())
+  readonly #opaque = new Column(new Uint8Array())
+  readonly #deviceMajor = new Column(new Uint32Array())
+  readonly #deviceMinor = new Column(new Uint32Array())
+  readonly #inodeSet = new Column(new Uint32Array())
+  readonly #contentFirst = new Column(new Uint32Array())
+  readonly #contentCount = new Column(new Uint32Array())
+  readonly #inodeColumnsAll = [
+    this.#kind, this.#mode, this.#uid, this.#gid, this.#mtimeSeconds, this.#mtimeNanoseconds, this.#opaque,
+    this.#deviceMajor, this.#deviceMinor, this.#inodeSet, this.#contentFirst, this.#contentCount,
+  ]
+  readonly #targets = new Map<number, Uint8Array>()
+
+  // By piece; contents one after the other, in the order in which they were set.
+  readonly #pieceChunk = new Column(new Uint32Array())
+  readonly #pieceBytes = new Column(new Float64Array())
+
+  // By chunk.
+  readonly #chunkDigests = new Column(new Uint8Array())
+  readonly #chunkBytes = new Column(new Uint32Array())
+  /** Hash table by the first word of the digest, at most half full: number of a chunk plus 1, or 0. */
+  #chunkSlots = new Uint32Array(1024)
+
   readonly #xattrSets: Xattr[][] = [[]]
   readonly #setByKey = new Map<string, number>()
 
@@ -50,6 +73,8 @@ export class TreeBuilder {
   constructor(root: InodeInit) {
     if (root.kind !== Kind.directory) throw new TypeError('the root of a tree is a directory')
     this.addInode(root)
+    this.#entryParent.push(0)
+    this.#entryInode.push(0)
   }
 
   /**
@@ -58,16 +83,54 @@ export class TreeBuilder {
    */
   addInode(init: InodeInit): number {
     checkInode(init)
-    this.#inodes.push(init)
-    this.#inodeSet.push(init.xattrs === undefined || init.xattrs.length === 0 ? 0 : this.#xattrSet(init.xattrs))
-    this.#contentChunks.push(EMPTY)
-    this.#contentBytes.push(EMPTY)
-    return this.#inodes.length - 1
+    const inode = this.#kind.length
+    for (const column of this.#inodeColumnsAll) column.push(0)
+    this.#setInode(inode, init)
+    return inode
   }
 
-  /** Metadata as given to addInode. */
-  inode(inode: number): InodeInit {
-    return this.#inodes[inode]
+  /**
+   * Gives an inode other metadata; its content, if any, goes.
+   * @throws as addInode
+   */
+  replaceInode(inode: number, init: InodeInit): void {
+    checkInode(init)
+    if (!(inode < this.#kind.length)) throw new RangeError('there is no such inode')
+    this.#contentCount.values[inode] = 0
+    this.#targets.delete(inode)
+    this.#setInode(inode, init)
+  }
+
+  #setInode(inode: number, init: InodeInit): void {
+    this.#inodeSet.values[inode] = this.#xattrSet(init.xattrs)
+    this.#kind.values[inode] = init.kind
+    this.#mode.values[inode] = init.mode
+    this.#uid.values[inode] = init.uid
+    this.#gid.values[inode] = init.gid
+    // Adding 0 makes 0 of -0, which are the same time but not the same double.
+    this.#mtimeSeconds.values[inode] = init.mtimeSeconds + 0
+    this.#mtimeNanoseconds.values[inode] = init.mtimeNanoseconds
+    const isDevice = init.kind === Kind.character || init.kind === Kind.block
+    this.#opaque.values[inode] = init.kind === Kind.directory && init.opaque === true ? 1 : 0
+    this.#deviceMajor.values[inode] = isDevice ? (init.deviceMajor ?? 0) : 0
+    this.#deviceMinor.values[inode] = isDevice ? (init.deviceMinor ?? 0) : 0
+    if (init.target !== undefined && (init.kind === Kind.symlink || init.kind === Kind.link)) this.#targets.set(inode, init.target)
+  }
+
+  /** What an inode is. */
+  kind(inode: number): Kind {
+    return this.#kind.values[inode] as Kind
+  }
+
+  /** The inode's attributes, sorted by name; one array for all inodes that have the same. */
+  xattrs(inode: number): readonly Xattr[] {
+    return this.#xattrSets[this.#inodeSet.values[inode]]
+  }
+
+  /** Makes a directory opaque, whatever it was added as. */
+  setOpaque(inode: number): void {
+    if (this.kind(inode) !== Kind.directory) throw new RangeError('only directories are opaque')
+    this.#opaque.values[inode] = 1
   }
 
   /**
@@ -78,23 +141,58 @@ export class TreeBuilder {
    */
   addEntry(parent: number, name: string, inode: number): number {
     if (!isTreeName(name)) throw new VarveError('SOURCE_INVALID', `${JSON.stringify(name.slice(0, 300))} is not a file name`)
-    this.#entryParent.push(parent)
     this.#entryInode.push(inode)
     this.#entryName.push(name)
-    return this.#entryParent.length - 1
+    return this.#entryParent.push(parent)
   }
 
-  /** @returns the number of the chunk; the same digest gives the same number */
+  /** @returns the number of the chunk; the same digest gives the same number. The caller may reuse `digest`. */
   addChunk(digest: Uint8Array, bytes: number): number {
-    const key = Buffer.from(digest.buffer, digest.byteOffset, DIGEST_BYTES).toString('latin1')
-    let chunk = this.#chunkByDigest.get(key)
-    if (chunk === undefined) {
-      chunk = this.#chunkBytes.length
-      this.#chunkByDigest.set(key, chunk)
-      this.#chunkDigests.push(digest)
-      this.#chunkBytes.push(bytes)
+    let slot = this.#slotOf(digest, 0)
+    for (let known = this.#chunkSlots[slot]; known !== 0; known = this.#chunkSlots[slot]) {
+      if (this.#isChunk(known - 1, digest)) return known - 1
+      slot = (slot + 1) & (this.#chunkSlots.length - 1)
     }
+    const chunk = this.#chunkBytes.push(bytes)
+    this.#chunkDigests.append(digest.length === DIGEST_BYTES ? digest : digest.subarray(0, DIGEST_BYTES))
+    this.#chunkSlots[slot] = chunk + 1
+    if (this.#chunkBytes.length * 2 > this.#chunkSlots.length) this.#growChunkSlots()
     return chunk
+  }
+
+  /** Chunks added. */
+  get chunkCount(): number {
+    return this.#chunkBytes.length
+  }
+
+  /** 32 bytes, a view that is valid until the next chunk is added. */
+  chunkDigest(chunk: number): Uint8Array {
+    return this.#chunkDigests.values.subarray(chunk * DIGEST_BYTES, (chunk + 1) * DIGEST_BYTES)
+  }
+
+  /** Bytes of a chunk. */
+  chunkBytes(chunk: number): number {
+    return this.#chunkBytes.values[chunk]
+  }
+
+  #slotOf(digests: Uint8Array, at: number): number {
+    return (digests[at] | (digests[at + 1] << 8) | (digests[at + 2] << 16) | (digests[at + 3] << 24)) & (this.#chunkSlots.length - 1)
+  }
+
+  #isChunk(chunk: number, digest: Uint8Array): boolean {
+    const digests = this.#chunkDigests.values
+    const at = chunk * DIGEST_BYTES
+    for (let index = 0; index < DIGEST_BYTES; index++) if (digests[at + index] !== digest[index]) return false
+    return true
+  }
+
+  #growChunkSlots(): void {
+    this.#chunkSlots = new Uint32Array(this.#chunkSlots.length * 2)
+    for (let chunk = 0; chunk < this.#chunkBytes.length; chunk++) {
+      let slot = this.#slotOf(this.#chunkDigests.values, chunk * DIGEST_BYTES)
+      while (this.#chunkSlots[slot] !== 0) slot = (slot + 1) & (this.#chunkSlots.length - 1)
+      this.#chunkSlots[slot] = chunk + 1
+    }
   }
 
   /**
@@ -103,22 +201,31 @@ export class TreeBuilder {
    * @param bytes length of each piece, bytes, at least 1; that of the whole chunk
    */
   setContent(inode: number, chunks: ArrayLike<number>, bytes: ArrayLike<number>): void {
-    if (this.#inodes[inode].kind !== Kind.file) throw new RangeError('only files have content')
+    if (this.kind(inode) !== Kind.file) throw new RangeError('only files have content')
     let size = 0
     let doubled = false
     for (let at = 0; at < chunks.length; at++) {
       if (!(bytes[at] >= 1)) throw new RangeError('a piece is not empty')
       size += bytes[at]
       if (chunks[at] !== HOLE) {
-        if (this.#chunkBytes[chunks[at]] !== bytes[at]) throw new RangeError('a piece is not the whole of its chunk')
+        if (this.#chunkBytes.values[chunks[at]] !== bytes[at]) throw new RangeError('a piece is not the whole of its chunk')
       } else if (at > 0 && chunks[at - 1] === HOLE) {
         doubled = true
       }
     }
     if (size > CONTENT_BYTES_MAX) throw new VarveError('LIMIT_EXCEEDED', `a file is larger than ${CONTENT_BYTES_MAX} bytes`)
     const content = doubled ? withHolesJoined(chunks, bytes) : { chunks, bytes }
-    this.#contentChunks[inode] = content.chunks
-    this.#contentBytes[inode] = content.bytes
+    this.#contentFirst.values[inode] = this.#pieceChunk.length
+    this.#contentCount.values[inode] = content.chunks.length
+    this.#pieceChunk.append(content.chunks)
+    this.#pieceBytes.append(content.bytes)
+  }
+
+  /** Content as set: views that are valid until the next content is set. */
+  content(inode: number): { chunks: Uint32Array; bytes: Float64Array } {
+    const first = this.#contentFirst.values[inode]
+    const end = first + this.#contentCount.values[inode]
+    return { chunks: this.#pieceChunk.values.subarray(first, end), bytes: this.#pieceBytes.values.subarray(first, end) }
   }
 
   /**
@@ -132,24 +239,25 @@ export class TreeBuilder {
     const inode = new Uint32Array(entryCount)
     const names = new Array<string>(entryCount)
     const newEntry = new Uint32Array(entryCount)
-    const newInode = new Uint32Array(this.#inodes.length).fill(HOLE)
-    const inodes: number[] = []
+    const newInode = new Uint32Array(this.#kind.length).fill(HOLE)
+    const inodes = new Uint32Array(Math.min(this.#kind.length, entryCount))
+    let inodeCount = 0
     for (let index = 0; index < entryCount; index++) {
       const old = order.entries[index]
       newEntry[old] = index
-      parent[index] = newEntry[this.#entryParent[old]]
+      parent[index] = newEntry[this.#entryParent.values[old]]
       names[index] = this.#entryName[old]
-      const oldInode = this.#entryInode[old]
+      const oldInode = this.#entryInode.values[old]
       if (newInode[oldInode] === HOLE) {
-        newInode[oldInode] = inodes.length
-        inodes.push(oldInode)
-      } else if (this.#inodes[oldInode].kind === Kind.directory) {
+        newInode[oldInode] = inodeCount
+        inodes[inodeCount++] = oldInode
+      } else if (this.kind(oldInode) === Kind.directory) {
         throw new VarveError('SOURCE_INVALID', `${JSON.stringify(names[index])} is a second name of a directory`)
       }
       inode[index] = newInode[oldInode]
     }
     checkDepth(names, parent)
-    return new Tree({ parent, inode, names, firstChild: order.firstChild, childCount: order.childCount, ...this.#inodeColumns(inodes) })
+    return new Tree({ parent, inode, names, firstChild: order.firstChild, childCount: order.childCount, ...this.#inodeColumns(inodes.subarray(0, inodeCount)) })
   }
 
   /** Entries by parent and name: children are counted, dealt out to their directories, and sorted there unless they came sorted. */
@@ -166,7 +274,7 @@ export class TreeBuilder {
       const count = childrenAt[old + 1] - childrenAt[old]
       firstChild[index] = filled
       if (count === 0) continue
-      if (this.#inodes[this.#entryInode[old]].kind !== Kind.directory) {
+      if (this.kind(this.#entryInode.values[old]) !== Kind.directory) {
         throw new VarveError('SOURCE_INVALID', `${JSON.stringify(names[old])} has entries but is not a directory`)
       }
       const list = children.subarray(childrenAt[old], childrenAt[old + 1])
@@ -186,8 +294,8 @@ export class TreeBuilder {
 
   /** Children of entry `e`: `children[childrenAt[e] .. childrenAt[e + 1]]`, in the order in which they were added. */
   #childrenByParent(): { children: Uint32Array; childrenAt: Uint32Array } {
-    const parents = this.#entryParent
-    const total = parents.length
+    const parents = this.#entryParent.values
+    const total = this.#entryParent.length
     const childrenAt = new Uint32Array(total + 1)
     for (let entry = 1; entry < total; entry++) {
       if (!(parents[entry] < total)) throw new RangeError('an entry names a parent that is not in the tree')
@@ -200,96 +308,77 @@ export class TreeBuilder {
     return { children, childrenAt }
   }
 
-  #inodeColumns(inodes: number[]) {
-    const count = inodes.length
-    const columns = {
-      kind: new Uint8Array(count),
-      mode: new Uint16Array(count),
-      uid: new Uint32Array(count),
-      gid: new Uint32Array(count),
-      mtimeSeconds: new Float64Array(count),
-      mtimeNanoseconds: new Uint32Array(count),
-      opaque: new Uint8Array(count),
-      deviceMajor: new Uint32Array(count),
-      deviceMinor: new Uint32Array(count),
-      xattrSet: new Uint32Array(count),
-      targets: new Map<number, Uint8Array>(),
-      xattrSets: [[]] as Xattr[][],
-    }
+  #inodeColumns(inodes: Uint32Array) {
+    const xattrSet = new Uint32Array(inodes.length)
+    const xattrSets: Xattr[][] = [[]]
+    const targets = new Map<number, Uint8Array>()
     const newSet = new Map<number, number>([[0, 0]])
-    for (let index = 0; index < count; index++) {
-      const old = inodes[index]
-      const init = this.#inodes[old]
-      columns.kind[index] = init.kind
-      columns.mode[index] = init.mode
-      columns.uid[index] = init.uid
-      columns.gid[index] = init.gid
-      // Adding 0 makes 0 of -0, which are the same time but not the same double.
-      columns.mtimeSeconds[index] = init.mtimeSeconds + 0
-      columns.mtimeNanoseconds[index] = init.mtimeNanoseconds
-      if (init.kind === Kind.directory) {
-        columns.opaque[index] = init.opaque === true ? 1 : 0
-      } else if (init.kind === Kind.character || init.kind === Kind.block) {
-        columns.deviceMajor[index] = init.deviceMajor ?? 0
-        columns.deviceMinor[index] = init.deviceMinor ?? 0
-      } else if (init.target !== undefined) {
-        columns.targets.set(index, init.target)
-      }
-      const oldSet = this.#inodeSet[old]
+    for (let index = 0; index < inodes.length; index++) {
+      const oldSet = this.#inodeSet.values[inodes[index]]
       let set = newSet.get(oldSet)
       if (set === undefined) {
-        set = columns.xattrSets.length
+        set = xattrSets.length
         newSet.set(oldSet, set)
-        columns.xattrSets.push(this.#xattrSets[oldSet])
+        xattrSets.push(this.#xattrSets[oldSet])
       }
-      columns.xattrSet[index] = set
+      xattrSet[index] = set
+      const target = this.#targets.get(inodes[index])
+      if (target !== undefined) targets.set(index, target)
     }
-    return { ...columns, ...this.#contentColumns(inodes) }
+    return {
+      kind: gathered(this.#kind, inodes),
+      mode: gathered(this.#mode, inodes),
+      uid: gathered(this.#uid, inodes),
+      gid: gathered(this.#gid, inodes),
+      mtimeSeconds: gathered(this.#mtimeSeconds, inodes),
+      mtimeNanoseconds: gathered(this.#mtimeNanoseconds, inodes),
+      opaque: gathered(this.#opaque, inodes),
+      deviceMajor: gathered(this.#deviceMajor, inodes),
+      deviceMinor: gathered(this.#deviceMinor, inodes),
+      xattrSet,
+      xattrSets,
+      targets,
+      ...this.#contentColumns(inodes),
+    }
   }
 
-  #contentColumns(inodes: number[]) {
+  #contentColumns(inodes: Uint32Array) {
     const count = inodes.length
-    let pieces = 0
-    for (const old of inodes) pieces += this.#contentChunks[old].length
+    const pieceCount = gathered(this.#contentCount, inodes)
     const firstPiece = new Uint32Array(count)
-    const pieceCount = new Uint32Array(count)
+    let pieces = 0
+    for (let index = 0; index < count; index++) {
+      firstPiece[index] = pieces
+      pieces += pieceCount[index]
+    }
     const sizeBytes = new Float64Array(count)
     const pieceChunk = new Uint32Array(pieces)
     const pieceBytes = new Float64Array(pieces)
     const newChunk = new Uint32Array(this.#chunkBytes.length).fill(HOLE)
-    const chunks: number[] = []
-    let piece = 0
+    const chunks = new Column(new Uint32Array())
     let total = 0
     for (let index = 0; index < count; index++) {
-      const contentChunks = this.#contentChunks[inodes[index]]
-      const contentBytes = this.#contentBytes[inodes[index]]
-      firstPiece[index] = piece
-      pieceCount[index] = contentChunks.length
+      const from = this.#contentFirst.values[inodes[index]]
       let size = 0
-      for (let at = 0; at < contentChunks.length; at++, piece++) {
-        const chunk = contentChunks[at]
-        if (chunk !== HOLE && newChunk[chunk] === HOLE) {
-          newChunk[chunk] = chunks.length
-          chunks.push(chunk)
-        }
-        pieceChunk[piece] = chunk === HOLE ? HOLE : newChunk[chunk]
-        pieceBytes[piece] = contentBytes[at]
-        size += contentBytes[at]
+      for (let at = 0; at < pieceCount[index]; at++) {
+        const chunk = this.#pieceChunk.values[from + at]
+        if (chunk !== HOLE && newChunk[chunk] === HOLE) newChunk[chunk] = chunks.push(chunk)
+        pieceChunk[firstPiece[index] + at] = chunk === HOLE ? HOLE : newChunk[chunk]
+        pieceBytes[firstPiece[index] + at] = this.#pieceBytes.values[from + at]
+        size += this.#pieceBytes.values[from + at]
       }
       sizeBytes[index] = size
       total += size
       if (total > CONTENT_BYTES_MAX) throw new VarveError('LIMIT_EXCEEDED', `the files are together larger than ${CONTENT_BYTES_MAX} bytes`)
     }
+    const chunkBytes = gathered(this.#chunkBytes, chunks.values.subarray(0, chunks.length))
     const chunkDigests = new Uint8Array(chunks.length * DIGEST_BYTES)
-    const chunkBytes = new Uint32Array(chunks.length)
-    for (let index = 0; index < chunks.length; index++) {
-      chunkDigests.set(this.#chunkDigests[chunks[index]], index * DIGEST_BYTES)
-      chunkBytes[index] = this.#chunkBytes[chunks[index]]
-    }
+    for (let index = 0; index < chunks.length; index++) chunkDigests.set(this.chunkDigest(chunks.values[index]), index * DIGEST_BYTES)
     return { firstPiece, pieceCount, sizeBytes, pieceChunk, pieceBytes, chunkDigests, chunkBytes }
   }
 
-  #xattrSet(xattrs: readonly Xattr[]): number {
+  #xattrSet(xattrs: readonly Xattr[] | undefined): number {
+    if (xattrs === undefined || xattrs.length === 0) return 0
     const sorted = sortedXattrs(xattrs)
     const key = xattrSetKey(sorted)
     let set = this.#setByKey.get(key)
@@ -327,6 +416,14 @@ function withHolesJoined(chunks: ArrayLike<number>, bytes: ArrayLike<number>): {
     }
   }
   return joined
+}
+
+/** The rows of a column, in the order given. */
+function gathered<T extends Uint8Array | Uint16Array | Uint32Array | Float64Array>(column: Column<T>, rows: Uint32Array): T {
+  const values = column.values
+  const result = new (values.constructor as new (length: number) => T)(rows.length)
+  for (let index = 0; index < rows.length; index++) result[index] = values[rows[index]]
+  return result
 }
 
 /** True if the names of the entries in `list` ascend, none twice. */
