@@ -1,0 +1,633 @@
+/**
+ * Catalog: the names. Which layers there are, what each CVD is stacked from and where its writes go, its snapshots, which disks have been
+ * composed, and other objects that are to be kept. It holds digests, never content; leases are the store's (lease.ts).
+ * Everything else in a home can be rebuilt or imported again; this cannot. Tables: docs/formats/catalog.md
+ *
+ * Every change is one transaction: when its promise resolves it is durable, and seen by all processes that use the home.
+ * Chunks must be committed before a digest of theirs is handed in, and the writer that put them disposed of afterwards, so that collection
+ * finds them held at every moment.
+ */
+import { randomUUID } from 'node:crypto'
+import type { Database as Sqlite } from 'better-sqlite3'
+import type { Kysely, Transaction } from 'kysely'
+import { digestToHex } from '../chunk/digest.ts'
+import type { Digest } from '../chunk/digest.ts'
+import { VarveError } from '../errors.ts'
+import { openCatalogDatabase, queryBuilder } from './catalog-database.ts'
+import type { CatalogTables, CvdRow, LayerRow, SnapshotRow } from './catalog-schema.ts'
+import { checkName, formatLayerName, parseLayerName, VERSION_MAX } from './names.ts'
+
+export const LAYER_KINDS = ['base', 'driver', 'app', 'identity', 'user-app', 'user'] as const
+export type LayerKind = (typeof LAYER_KINDS)[number]
+
+/** What the object that a digest names is: an encoded tree, an encoded block map, or any other byte string. */
+export type ObjectType = 'tree' | 'block map' | 'object'
+
+export type Json = null | boolean | number | string | Json[] | { [key: string]: Json }
+export type JsonObject = { [key: string]: Json }
+
+export interface LayerInit {
+  name: string
+  kind: LayerKind
+  /** What `digest` names. */
+  content: 'tree' | 'block map'
+  /** Of the object. */
+  digest: Digest
+  /** Entries of the tree; 0 for a block map. */
+  entries: number
+  /** Bytes of all files, or of the disk. */
+  contentBytes: number
+  /** Where it came from, in words: `dir:/srv/root`. */
+  source: string
+  labels?: Record<string, string>
+}
+
+/** One version of a layer. Never changes; may be removed. */
+export interface Layer extends LayerInit {
+  /** From 1; a number is not used again after a removal. */
+  version: number
+  createdAtMs: number
+  labels: Record<string, string>
+}
+
+/**
+ * A CVD's disk is the block map `baseMap`, covered by the overlays in order, the last of which takes the guest's writes.
+ * Before its first start it has neither.
+ */
+export interface Cvd {
+  /** Names the directory of its overlays; stays when the name is used for another. */
+  id: string
+  name: string
+  policy: JsonObject
+  /** Bottom first. */
+  layers: Layer[]
+  createdAtMs: number
+  /** The device that it is assigned to. */
+  device: string | null
+  /** The recipe that the base map was composed by, perhaps with snapshots settled into it since. */
+  recipe: Digest | null
+  baseMap: Digest | null
+  /** Generations of overlays, bottom first. */
+  overlays: number[]
+}
+
+/** A snapshot is frozen (`baseMap` under `overlays`) until it is settled into one block map (`map`). */
+export interface Snapshot {
+  cvd: string
+  name: string
+  createdAtMs: number
+  /** What the CVD was stacked from. */
+  layers: Layer[]
+  recipe: Digest
+  /** Null while frozen. */
+  map: Digest | null
+  /** Null once settled. */
+  baseMap: Digest | null
+  /** Generations of overlays that it needs, bottom first; none once settled. */
+  overlays: number[]
+}
+
+export interface ComposedMap {
+  recipe: Digest
+  /** Object of the block map. */
+  map: Digest
+  /** What the composer tells about it. */
+  figures: JsonObject
+  createdAtMs: number
+}
+
+export interface Root {
+  type: ObjectType
+  digest: Digest
+}
+
+/** A composed map's time of use is brought up to date when it is off by more than this, ms: reading one need not write. */
+const USE_NOTED_EACH_MS = 24 * 3600 * 1000
+
+type Queries = Kysely<CatalogTables> | Transaction<CatalogTables>
+
+export class Catalog implements AsyncDisposable {
+  readonly #sqlite: Sqlite
+  #queries: Promise<Kysely<CatalogTables>> | undefined
+
+  private constructor(sqlite: Sqlite) {
+    this.#sqlite = sqlite
+  }
+
+  /**
+   * Opens the catalog, creating the file or bringing it up to date as needed.
+   * @throws VarveError HOME_INVALID
+   */
+  static async open(file: string): Promise<Catalog> {
+    return new Catalog(await openCatalogDatabase(file))
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (this.#queries === undefined) this.#sqlite.close()
+    else await (await this.#queries).destroy()
+  }
+
+  /** What SQLite finds wrong with the file, in its words; empty if it is sound. Reads all of it. */
+  damage(): string[] {
+    const found = [...(this.#sqlite.pragma('integrity_check') as { integrity_check: string }[]).map((row) => row.integrity_check).filter((text) => text !== 'ok')]
+    const broken = this.#sqlite.pragma('foreign_key_check') as { table: string; parent: string }[]
+    return [...found, ...broken.map(({ table, parent }) => `a row of ${table} refers to one of ${parent} that does not exist`)]
+  }
+
+  #db(): Promise<Kysely<CatalogTables>> {
+    return (this.#queries ??= queryBuilder(this.#sqlite))
+  }
+
+  async #change<T>(action: (db: Transaction<CatalogTables>) => Promise<T>): Promise<T> {
+    return (await this.#db()).transaction().execute(action)
+  }
+
+  // Layers
+
+  /**
+   * Adds the next version of a layer, 1 if there has been none.
+   * @throws VarveError NAME_INVALID
+   */
+  async addLayer(init: LayerInit): Promise<Layer> {
+    checkName(init.name, 'layer')
+    return this.#change(async (db) => {
+      const { last_version: version } = await db
+        .insertInto('layer_names')
+        .values({ name: init.name, last_version: 1 })
+        .onConflict((conflict) => conflict.column('name').doUpdateSet((columns) => ({ last_version: columns('layer_names.last_version', '+', 1) })))
+        .returning('last_version')
+        .executeTakeFirstOrThrow()
+      if (version > VERSION_MAX) throw new VarveError('LIMIT_EXCEEDED', `layer ${init.name} has had ${VERSION_MAX} versions`)
+      const row: LayerRow = {
+        name: init.name,
+        version,
+        kind: init.kind,
+        content: init.content,
+        digest: digestToHex(init.digest),
+        entries: init.entries,
+        content_bytes: init.contentBytes,
+        created_at_ms: Date.now(),
+        source: init.source,
+        labels: JSON.stringify(init.labels ?? {}),
+      }
+      await db.insertInto('layers').values(row).execute()
+      return layerOf(row)
+    })
+  }
+
+  /**
+   * @param reference `NAME` for the latest version, or `NAME@N`
+   * @throws VarveError NOT_FOUND, NAME_INVALID
+   */
+  async layer(reference: string): Promise<Layer> {
+    return layerOf(await findLayer(await this.#db(), reference))
+  }
+
+  /** All versions, or those of one name, by name and version. */
+  async layers(name?: string): Promise<Layer[]> {
+    let query = (await this.#db()).selectFrom('layers').selectAll().orderBy('name').orderBy('version')
+    if (name !== undefined) query = query.where('name', '=', name)
+    return (await query.execute()).map(layerOf)
+  }
+
+  /**
+   * Removes one version.
+   * @returns the version removed
+   * @throws VarveError NOT_FOUND; IN_USE if a CVD or a snapshot is stacked from it
+   */
+  async removeLayer(reference: string): Promise<Layer> {
+    return this.#change(async (db) => {
+      const row = await findLayer(db, reference)
+      const used = await usersOfLayer(db, row)
+      if (used !== undefined) throw new VarveError('IN_USE', `layer ${formatLayerName(row)} is part of ${used}`)
+      await db.deleteFrom('layers').where('name', '=', row.name).where('version', '=', row.version).execute()
+      return layerOf(row)
+    })
+  }
+
+  // CVDs
+
+  /**
+   * @param layers bottom first, `NAME` (the version that is the latest now) or `NAME@N`
+   * @throws VarveError NAME_INVALID, ALREADY_EXISTS, NOT_FOUND
+   */
+  async createCvd(init: { name: string; layers: readonly string[]; policy?: JsonObject }): Promise<Cvd> {
+    checkName(init.name, 'CVD')
+    return this.#change(async (db) => {
+      if ((await cvdRow(db, init.name)) !== undefined) throw new VarveError('ALREADY_EXISTS', `there is a CVD ${init.name} already`)
+      const id = randomUUID()
+      const row: CvdRow = {
+        id,
+        name: init.name,
+        policy: JSON.stringify(init.policy ?? {}),
+        created_at_ms: Date.now(),
+        device: null,
+        recipe_digest: null,
+        base_map_digest: null,
+        overlays: '[]',
+        last_overlay: 0,
+      }
+      await db.insertInto('cvds').values(row).execute()
+      await stackLayers(db, id, init.layers)
+      return cvdOf(db, row)
+    })
+  }
+
+  /** @throws VarveError NOT_FOUND */
+  async cvd(name: string): Promise<Cvd> {
+    const db = await this.#db()
+    return cvdOf(db, await findCvd(db, name))
+  }
+
+  /** All, by name. */
+  async cvds(): Promise<Cvd[]> {
+    const db = await this.#db()
+    const rows = await db.selectFrom('cvds').selectAll().orderBy('name').execute()
+    return Promise.all(rows.map((row) => cvdOf(db, row)))
+  }
+
+  /**
+   * Stacks a CVD anew. Its next start composes a new base, which what was written over the old one does not fit.
+   * @param options.policy instead of the present one
+   * @param options.discardWrites agrees to lose what has been written since the last snapshot
+   * @throws VarveError NOT_FOUND; IN_USE if it has overlays, the stack changes, and `discardWrites` is not set
+   */
+  async setCvdLayers(name: string, layers: readonly string[], options: { policy?: JsonObject; discardWrites?: boolean } = {}): Promise<Cvd> {
+    return this.#change(async (db) => {
+      const row = await findCvd(db, name)
+      const before = await layersOfCvd(db, row.id)
+      await db.deleteFrom('cvd_layers').where('cvd_id', '=', row.id).execute()
+      await stackLayers(db, row.id, layers)
+      const after = await layersOfCvd(db, row.id)
+      const policy = options.policy === undefined ? row.policy : JSON.stringify(options.policy)
+      const same = policy === row.policy && before.map(formatLayerName).join() === after.map(formatLayerName).join()
+      if (same) return cvdOf(db, row)
+      if (row.base_map_digest !== null && options.discardWrites !== true) {
+        throw new VarveError('IN_USE', `CVD ${name} has an overlay that fits its present layers only; changing them discards what was written since the last snapshot`)
+      }
+      const changed = { policy, recipe_digest: null, base_map_digest: null, overlays: '[]' }
+      await db.updateTable('cvds').set(changed).where('id', '=', row.id).execute()
+      return cvdOf(db, { ...row, ...changed })
+    })
+  }
+
+  /**
+   * Gives a CVD that has none a base and its first overlay; one that has a base keeps it.
+   * @returns the CVD as it is now; the caller opens its overlays, not those that it meant to start
+   * @throws VarveError NOT_FOUND
+   */
+  async startCvd(name: string, base: { recipe: Digest; map: Digest }): Promise<Cvd> {
+    return this.#change(async (db) => {
+      const row = await findCvd(db, name)
+      if (row.base_map_digest !== null) return cvdOf(db, row)
+      const generation = row.last_overlay + 1
+      const changed = { recipe_digest: digestToHex(base.recipe), base_map_digest: digestToHex(base.map), overlays: JSON.stringify([generation]), last_overlay: generation }
+      await db.updateTable('cvds').set(changed).where('id', '=', row.id).execute()
+      return cvdOf(db, { ...row, ...changed })
+    })
+  }
+
+  /**
+   * Removes a CVD with its snapshots. The caller removes its overlay directory afterwards.
+   * @param options.snapshots agrees to lose the snapshots
+   * @throws VarveError NOT_FOUND; IN_USE if it has snapshots and that is not agreed to
+   */
+  async removeCvd(name: string, options: { snapshots?: boolean } = {}): Promise<Cvd> {
+    return this.#change(async (db) => {
+      const row = await findCvd(db, name)
+      const cvd = await cvdOf(db, row)
+      const snapshots = await db.selectFrom('snapshots').select('name').where('cvd_id', '=', row.id).execute()
+      if (snapshots.length > 0 && options.snapshots !== true) throw new VarveError('IN_USE', `CVD ${name} has snapshots: ${snapshots.map((snapshot) => snapshot.name).join(', ')}`)
+      await db.deleteFrom('cvds').where('id', '=', row.id).execute()
+      return cvd
+    })
+  }
+
+  // Snapshots
+
+  /**
+   * Freezes what a CVD's overlays hold now, and gives the CVD a new overlay for what is written from here on.
+   * The caller has flushed the present one and lets no write in until it has opened the new one: the last of `cvd.overlays`.
+   * @throws VarveError NAME_INVALID, NOT_FOUND, ALREADY_EXISTS; RangeError if the CVD has not been started (startCvd)
+   */
+  async addSnapshot(cvd: string, name: string): Promise<{ snapshot: Snapshot; cvd: Cvd }> {
+    checkName(name, 'snapshot')
+    return this.#change(async (db) => {
+      const row = await findCvd(db, cvd)
+      if (row.base_map_digest === null || row.recipe_digest === null) throw new RangeError(`CVD ${cvd} has not been started`)
+      if ((await snapshotRow(db, row.id, name)) !== undefined) throw new VarveError('ALREADY_EXISTS', `CVD ${cvd} has a snapshot ${name} already`)
+      const snapshot: SnapshotRow = {
+        cvd_id: row.id,
+        name,
+        created_at_ms: Date.now(),
+        recipe_digest: row.recipe_digest,
+        map_digest: null,
+        base_map_digest: row.base_map_digest,
+        overlays: row.overlays,
+      }
+      await db.insertInto('snapshots').values(snapshot).execute()
+      const layers = await db.selectFrom('cvd_layers').select(['position', 'layer_name', 'layer_version']).where('cvd_id', '=', row.id).execute()
+      if (layers.length > 0) await db.insertInto('snapshot_layers').values(layers.map((layer) => ({ cvd_id: row.id, snapshot_name: name, ...layer }))).execute()
+      const generation = row.last_overlay + 1
+      const changed = { overlays: JSON.stringify([...parseOverlays(row.overlays), generation]), last_overlay: generation }
+      await db.updateTable('cvds').set(changed).where('id', '=', row.id).execute()
+      return { snapshot: await snapshotOf(db, cvd, snapshot), cvd: await cvdOf(db, { ...row, ...changed }) }
+    })
+  }
+
+  /**
+   * Records that the overlays of a frozen snapshot have become one block map. The CVD, and later snapshots, that stand on the same
+   * overlays stand on the map from now on.
+   * @param map what the snapshot's base shows under its overlays
+   * @returns generations that nothing needs any more: their directories can go once no server has them open
+   * @throws VarveError NOT_FOUND
+   */
+  async settleSnapshot(cvd: string, name: string, map: Digest): Promise<number[]> {
+    return this.#change(async (db) => {
+      const row = await findCvd(db, cvd)
+      const settled = await findSnapshot(db, row, name)
+      if (settled.map_digest !== null) return []
+      const mapDigest = digestToHex(map)
+      const below = parseOverlays(settled.overlays)
+      const rebased = ({ base_map_digest, overlays }: { base_map_digest: string | null; overlays: string }) => {
+        const generations = parseOverlays(overlays)
+        const stands = base_map_digest === settled.base_map_digest && below.every((generation, index) => generations[index] === generation)
+        return stands ? { base_map_digest: mapDigest, overlays: JSON.stringify(generations.slice(below.length)) } : undefined
+      }
+      for (const snapshot of await db.selectFrom('snapshots').selectAll().where('cvd_id', '=', row.id).where('map_digest', 'is', null).execute()) {
+        const change = rebased(snapshot)
+        if (change === undefined) continue
+        const frozen = change.overlays !== '[]'
+        const changed = frozen ? change : { map_digest: mapDigest, base_map_digest: null, overlays: '[]' }
+        await db.updateTable('snapshots').set(changed).where('cvd_id', '=', row.id).where('name', '=', snapshot.name).execute()
+      }
+      const change = rebased(row)
+      if (change !== undefined) await db.updateTable('cvds').set(change).where('id', '=', row.id).execute()
+      const needed = await overlaysNeeded(db, row.id)
+      return below.filter((generation) => !needed.has(generation))
+    })
+  }
+
+  /**
+   * @param name `snapshot` of the CVD
+   * @throws VarveError NOT_FOUND
+   */
+  async snapshot(cvd: string, name: string): Promise<Snapshot> {
+    const db = await this.#db()
+    return snapshotOf(db, cvd, await findSnapshot(db, await findCvd(db, cvd), name))
+  }
+
+  /** Of one CVD, oldest first. @throws VarveError NOT_FOUND */
+  async snapshots(cvd: string): Promise<Snapshot[]> {
+    const db = await this.#db()
+    const { id } = await findCvd(db, cvd)
+    const rows = await db.selectFrom('snapshots').selectAll().where('cvd_id', '=', id).orderBy('created_at_ms').orderBy('name').execute()
+    return Promise.all(rows.map((row) => snapshotOf(db, cvd, row)))
+  }
+
+  /**
+   * @returns generations of overlays that nothing needs any more
+   * @throws VarveError NOT_FOUND
+   */
+  async removeSnapshot(cvd: string, name: string): Promise<number[]> {
+    return this.#change(async (db) => {
+      const row = await findCvd(db, cvd)
+      const { overlays } = await findSnapshot(db, row, name)
+      await db.deleteFrom('snapshots').where('cvd_id', '=', row.id).where('name', '=', name).execute()
+      const needed = await overlaysNeeded(db, row.id)
+      return parseOverlays(overlays).filter((generation) => !needed.has(generation))
+    })
+  }
+
+  /** Every overlay that a CVD or one of its snapshots needs, by the CVD's id. Directories of others are left over. */
+  async overlays(): Promise<Map<string, Set<number>>> {
+    const db = await this.#db()
+    const needed = new Map<string, Set<number>>()
+    for (const { id } of await db.selectFrom('cvds').select('id').execute()) needed.set(id, await overlaysNeeded(db, id))
+    return needed
+  }
+
+  // Composed maps: a cache. What a CVD or a snapshot stands on is kept by them.
+
+  /** The disk that was composed by this recipe, if it is remembered. */
+  async composedMap(recipe: Digest): Promise<ComposedMap | undefined> {
+    const db = await this.#db()
+    const key = digestToHex(recipe)
+    const row = await db.selectFrom('composed_maps').selectAll().where('recipe_digest', '=', key).executeTakeFirst()
+    if (row === undefined) return undefined
+    if (Date.now() - row.used_at_ms > USE_NOTED_EACH_MS) {
+      await this.#change((transaction) => transaction.updateTable('composed_maps').set({ used_at_ms: Date.now() }).where('recipe_digest', '=', key).execute())
+    }
+    return { recipe, map: digestFromHex(row.map_digest), figures: JSON.parse(row.figures) as JsonObject, createdAtMs: row.created_at_ms }
+  }
+
+  /**
+   * Remembers a composed disk. The first to do so wins: the same recipe gives the same map.
+   * @param composed.layers digests of the layers that the recipe names
+   */
+  async rememberComposedMap(composed: { recipe: Digest; map: Digest; layers: readonly Digest[]; figures: JsonObject }): Promise<void> {
+    const now = Date.now()
+    const values = {
+      recipe_digest: digestToHex(composed.recipe),
+      map_digest: digestToHex(composed.map),
+      layer_digests: JSON.stringify(composed.layers.map(digestToHex)),
+      figures: JSON.stringify(composed.figures),
+      created_at_ms: now,
+      used_at_ms: now,
+    }
+    await this.#change((db) => db.insertInto('composed_maps').values(values).onConflict((conflict) => conflict.column('recipe_digest').doNothing()).execute())
+  }
+
+  /**
+   * Forgets composed disks of layers that are gone, and those not used for so long, so that collection can take what only they held.
+   * @param options.unusedMs default: only those whose layers are gone
+   * @returns how many
+   */
+  async forgetComposedMaps(options: { unusedMs?: number } = {}): Promise<number> {
+    const { unusedMs = Number.POSITIVE_INFINITY } = options
+    return this.#change(async (db) => {
+      const layers = new Set((await db.selectFrom('layers').select('digest').execute()).map((row) => row.digest))
+      const rows = await db.selectFrom('composed_maps').select(['recipe_digest', 'layer_digests', 'used_at_ms']).execute()
+      const stale = rows.filter((row) => Date.now() - row.used_at_ms >= unusedMs || !(JSON.parse(row.layer_digests) as string[]).every((digest) => layers.has(digest)))
+      for (const row of stale) await db.deleteFrom('composed_maps').where('recipe_digest', '=', row.recipe_digest).execute()
+      return stale.length
+    })
+  }
+
+  // Other objects that are to be kept, by kind and key: boot kits
+
+  /** Keeps an object under a key, instead of the one that is there. */
+  async setObject(kind: string, key: string, digest: Digest): Promise<void> {
+    const values = { kind, key, digest: digestToHex(digest), created_at_ms: Date.now() }
+    await this.#change((db) => db.insertInto('objects').values(values).onConflict((conflict) => conflict.columns(['kind', 'key']).doUpdateSet(values)).execute())
+  }
+
+  /** Digest of the object, if there is one. */
+  async object(kind: string, key: string): Promise<Digest | undefined> {
+    const row = await (await this.#db()).selectFrom('objects').select('digest').where('kind', '=', kind).where('key', '=', key).executeTakeFirst()
+    return row === undefined ? undefined : digestFromHex(row.digest)
+  }
+
+  /** True if there was one. */
+  async removeObject(kind: string, key: string): Promise<boolean> {
+    const result = await this.#change((db) => db.deleteFrom('objects').where('kind', '=', kind).where('key', '=', key).executeTakeFirst())
+    return result.numDeletedRows > 0n
+  }
+
+  /**
+   * Every object that collection must keep, each once: of layers, of what CVDs and snapshots stand on, of composed disks, and others.
+   * One moment's view: collection must have noted the leases of writers before it asks.
+   */
+  async roots(): Promise<Root[]> {
+    const rows = await this.#change(async (db) => {
+      const layers = await db.selectFrom('layers').select(['content', 'digest']).execute()
+      const cvds = await db.selectFrom('cvds').select('base_map_digest as digest').execute()
+      const settled = await db.selectFrom('snapshots').select('map_digest as digest').execute()
+      const frozen = await db.selectFrom('snapshots').select('base_map_digest as digest').execute()
+      const composed = await db.selectFrom('composed_maps').select('map_digest as digest').execute()
+      const objects = await db.selectFrom('objects').select('digest').execute()
+      const maps = [...cvds, ...settled, ...frozen, ...composed].map(({ digest }) => ({ type: 'block map', digest }))
+      return [...layers.map(({ content, digest }) => ({ type: content, digest })), ...maps, ...objects.map(({ digest }) => ({ type: 'object', digest }))]
+    })
+    const roots = new Map<string, Root>()
+    for (const { type, digest } of rows) if (digest !== null) roots.set(`${type} ${digest}`, { type: type as ObjectType, digest: digestFromHex(digest) })
+    return [...roots.values()]
+  }
+}
+
+function digestFromHex(hex: string): Digest {
+  return new Uint8Array(Buffer.from(hex, 'hex'))
+}
+
+function digestOrNull(hex: string | null): Digest | null {
+  return hex === null ? null : digestFromHex(hex)
+}
+
+function parseOverlays(json: string): number[] {
+  return JSON.parse(json) as number[]
+}
+
+function layerOf(row: LayerRow): Layer {
+  return {
+    name: row.name,
+    version: row.version,
+    kind: row.kind as LayerKind,
+    content: row.content as Layer['content'],
+    digest: digestFromHex(row.digest),
+    entries: row.entries,
+    contentBytes: row.content_bytes,
+    createdAtMs: row.created_at_ms,
+    source: row.source,
+    labels: JSON.parse(row.labels) as Record<string, string>,
+  }
+}
+
+async function findLayer(db: Queries, reference: string): Promise<LayerRow> {
+  const { name, version } = parseLayerName(reference)
+  let query = db.selectFrom('layers').selectAll().where('name', '=', name).orderBy('version', 'desc').limit(1)
+  if (version !== undefined) query = query.where('version', '=', version)
+  const row = await query.executeTakeFirst()
+  if (row === undefined) throw new VarveError('NOT_FOUND', `there is no layer ${reference}`)
+  return row
+}
+
+/** What is stacked from a layer, in words. */
+async function usersOfLayer(db: Queries, layer: LayerRow): Promise<string | undefined> {
+  const cvds = await db
+    .selectFrom('cvd_layers')
+    .innerJoin('cvds', 'cvds.id', 'cvd_layers.cvd_id')
+    .select('cvds.name')
+    .distinct()
+    .where('layer_name', '=', layer.name)
+    .where('layer_version', '=', layer.version)
+    .execute()
+  const snapshots = await db
+    .selectFrom('snapshot_layers')
+    .innerJoin('cvds', 'cvds.id', 'snapshot_layers.cvd_id')
+    .select(['cvds.name', 'snapshot_name'])
+    .distinct()
+    .where('layer_name', '=', layer.name)
+    .where('layer_version', '=', layer.version)
+    .execute()
+  const used = [...cvds.map(({ name }) => `CVD ${name}`), ...snapshots.map(({ name, snapshot_name }) => `snapshot ${name}@${snapshot_name}`)]
+  return used.length === 0 ? undefined : used.sort().join(', ')
+}
+
+async function stackLayers(db: Queries, cvdId: string, references: readonly string[]): Promise<void> {
+  for (let position = 0; position < references.length; position++) {
+    const { name, version } = await findLayer(db, references[position])
+    await db.insertInto('cvd_layers').values({ cvd_id: cvdId, position, layer_name: name, layer_version: version }).execute()
+  }
+}
+
+function cvdRow(db: Queries, name: string): Promise<CvdRow | undefined> {
+  return db.selectFrom('cvds').selectAll().where('name', '=', name).executeTakeFirst()
+}
+
+async function findCvd(db: Queries, name: string): Promise<CvdRow> {
+  const row = await cvdRow(db, name)
+  if (row === undefined) throw new VarveError('NOT_FOUND', `there is no CVD ${JSON.stringify(name)}`)
+  return row
+}
+
+async function layersOfCvd(db: Queries, cvdId: string): Promise<Layer[]> {
+  const rows = await db
+    .selectFrom('cvd_layers')
+    .innerJoin('layers', (join) => join.onRef('layers.name', '=', 'cvd_layers.layer_name').onRef('layers.version', '=', 'cvd_layers.layer_version'))
+    .selectAll('layers')
+    .where('cvd_id', '=', cvdId)
+    .orderBy('position')
+    .execute()
+  return rows.map(layerOf)
+}
+
+async function cvdOf(db: Queries, row: CvdRow): Promise<Cvd> {
+  return {
+    id: row.id,
+    name: row.name,
+    policy: JSON.parse(row.policy) as JsonObject,
+    layers: await layersOfCvd(db, row.id),
+    createdAtMs: row.created_at_ms,
+    device: row.device,
+    recipe: digestOrNull(row.recipe_digest),
+    baseMap: digestOrNull(row.base_map_digest),
+    overlays: parseOverlays(row.overlays),
+  }
+}
+
+function snapshotRow(db: Queries, cvdId: string, name: string): Promise<SnapshotRow | undefined> {
+  return db.selectFrom('snapshots').selectAll().where('cvd_id', '=', cvdId).where('name', '=', name).executeTakeFirst()
+}
+
+async function findSnapshot(db: Queries, cvd: CvdRow, name: string): Promise<SnapshotRow> {
+  const row = await snapshotRow(db, cvd.id, name)
+  if (row === undefined) throw new VarveError('NOT_FOUND', `CVD ${cvd.name} has no snapshot ${JSON.stringify(name)}`)
+  return row
+}
+
+async function snapshotOf(db: Queries, cvd: string, row: SnapshotRow): Promise<Snapshot> {
+  const layers = await db
+    .selectFrom('snapshot_layers')
+    .innerJoin('layers', (join) => join.onRef('layers.name', '=', 'snapshot_layers.layer_name').onRef('layers.version', '=', 'snapshot_layers.layer_version'))
+    .selectAll('layers')
+    .where('cvd_id', '=', row.cvd_id)
+    .where('snapshot_name', '=', row.name)
+    .orderBy('position')
+    .execute()
+  return {
+    cvd,
+    name: row.name,
+    createdAtMs: row.created_at_ms,
+    layers: layers.map(layerOf),
+    recipe: digestFromHex(row.recipe_digest),
+    map: digestOrNull(row.map_digest),
+    baseMap: digestOrNull(row.base_map_digest),
+    overlays: parseOverlays(row.overlays),
+  }
+}
+
+async function overlaysNeeded(db: Queries, cvdId: string): Promise<Set<number>> {
+  const cvd = await db.selectFrom('cvds').select('overlays').where('id', '=', cvdId).execute()
+  const snapshots = await db.selectFrom('snapshots').select('overlays').where('cvd_id', '=', cvdId).execute()
+  return new Set([...cvd, ...snapshots].flatMap(({ overlays }) => parseOverlays(overlays)))
+}
