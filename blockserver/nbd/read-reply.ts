@@ -89,8 +89,12 @@ function writeParts(device: BlockDevice, parts: readonly Part[], bytes: Buffer, 
     if (data) {
       writeDataHeader(bytes, at, flags, cookie, offset, length)
       at += OFFSET_DATA_HEADER_BYTES
-      const read = startRead(device, bytes.subarray(at, at + length), offset)
-      if (read !== undefined) pending.push(read)
+      try {
+        const read = device.read(bytes.subarray(at, at + length), offset)
+        if (read !== undefined) pending.push(read)
+      } catch (error) {
+        pending.push(failed(error))
+      }
       at += length
     } else {
       writeChunkHeader(bytes, at, flags, NBD_REPLY_TYPE_OFFSET_HOLE, cookie, 12)
@@ -102,12 +106,8 @@ function writeParts(device: BlockDevice, parts: readonly Part[], bytes: Buffer, 
   return pending
 }
 
-function startRead(device: BlockDevice, into: Uint8Array, offset: number): void | Promise<void> {
-  try {
-    return device.read(into, offset)
-  } catch (error) {
-    return Promise.reject(error as Error)
-  }
+async function failed(error: unknown): Promise<void> {
+  throw error
 }
 
 function splitAtHoles(device: BlockDevice, offset: number, length: number): Part[] {
