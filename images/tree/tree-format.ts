@@ -11,56 +11,16 @@ import { VarveError } from '../errors.ts'
 import {
   CONTENT_BYTES_MAX,
   TARGET_BYTES_MAX,
-  TREE_BYTES_MAX,
   XATTR_LIST_BYTES_MAX,
   XATTR_VALUE_BYTES_MAX,
 } from './limits.ts'
 import { HOLE, Kind, Tree } from './tree.ts'
 import type { Xattr } from './tree.ts'
 import { checkDepth, isTreePath } from './tree-path.ts'
+import { invalid, Sections, writeSections } from './tree-sections.ts'
 import { xattrSetKey } from './xattr-set.ts'
 
-export const TREE_VERSION = 1
-
-const MAGIC = Buffer.from('varvtree', 'latin1')
-
-/** Sections in their order, with the bytes of one element. */
-const SECTIONS = {
-  nameLengths: 1,
-  names: 1,
-  repeatEntries: 4,
-  repeatInodes: 4,
-  kinds: 1,
-  modes: 2,
-  uids: 4,
-  gids: 4,
-  secondsLow: 4,
-  secondsHigh: 4,
-  nanoseconds: 4,
-  xattrSets: 4,
-  childCounts: 4,
-  targetLengths: 2,
-  targets: 1,
-  deviceMajors: 4,
-  deviceMinors: 4,
-  pieceCounts: 4,
-  pieceTypes: 1,
-  repeatChunks: 4,
-  holesLow: 4,
-  holesHigh: 4,
-  chunkBytes: 4,
-  chunkDigests: DIGEST_BYTES,
-  xattrCounts: 4,
-  xattrNameLengths: 1,
-  xattrValueLengths: 4,
-  xattrNames: 1,
-  xattrValues: 1,
-} as const
-type Section = keyof typeof SECTIONS
-
-const SECTION_NAMES = Object.keys(SECTIONS) as Section[]
-const TABLE_OFFSET = 16
-const HEADER_BYTES = align(TABLE_OFFSET + 4 * SECTION_NAMES.length)
+export { TREE_VERSION } from './tree-sections.ts'
 
 /** In `kinds`: the directory is opaque. */
 const OPAQUE_BIT = 0x80
@@ -73,33 +33,12 @@ const TWO_32 = 2 ** 32
 /** Names are turned into strings this many at a time, so that no string gets longer than an engine allows. */
 const NAMES_AT_ONCE = 65_536
 
-/** Offset of the section that follows `length` bytes: the next multiple of 8. */
-function align(length: number): number {
-  return Math.ceil(length / 8) * 8
-}
-
 /**
  * Bytes of a tree; the same tree gives the same bytes.
  * @throws VarveError LIMIT_EXCEEDED for a tree of more than TREE_BYTES_MAX
  */
 export function encodeTree(tree: Tree): Uint8Array {
-  const sections = { ...entrySections(tree), ...inodeSections(tree), ...contentSections(tree), ...xattrSections(tree) }
-  let length = HEADER_BYTES
-  for (const name of SECTION_NAMES) length += align(sections[name].byteLength)
-  if (length > TREE_BYTES_MAX) throw new VarveError('LIMIT_EXCEEDED', `a tree of ${length} bytes is above the limit of ${TREE_BYTES_MAX}`)
-  const bytes = new Uint8Array(length)
-  const header = new Uint32Array(bytes.buffer, 0, HEADER_BYTES / 4)
-  bytes.set(MAGIC)
-  header[2] = TREE_VERSION
-  header[3] = SECTION_NAMES.length
-  let at = HEADER_BYTES
-  for (let index = 0; index < SECTION_NAMES.length; index++) {
-    const section = sections[SECTION_NAMES[index]]
-    header[TABLE_OFFSET / 4 + index] = section.byteLength
-    bytes.set(new Uint8Array(section.buffer, section.byteOffset, section.byteLength), at)
-    at += align(section.byteLength)
-  }
-  return bytes
+  return writeSections({ ...entrySections(tree), ...inodeSections(tree), ...contentSections(tree), ...xattrSections(tree) })
 }
 
 function entrySections(tree: Tree) {
@@ -242,80 +181,6 @@ export function decodeTree(bytes: Uint8Array): Tree {
   const entries = readEntries(sections, inodes.kind)
   const xattrSets = readXattrSets(sections, inodes.xattrSet)
   return new Tree({ ...entries, ...inodes, ...content, xattrSets })
-}
-
-function invalid(message: string): VarveError {
-  return new VarveError('FORMAT_INVALID', `tree: ${message}`)
-}
-
-/** The sections of encoded bytes as typed arrays; they lie inside the bytes, one after the other, to the end. */
-class Sections {
-  readonly #bytes: Uint8Array
-  readonly #offsets = {} as Record<Section, number>
-  readonly #lengths = {} as Record<Section, number>
-
-  constructor(given: Uint8Array) {
-    if (given.length > TREE_BYTES_MAX) throw new VarveError('LIMIT_EXCEEDED', `tree: ${given.length} bytes are above the limit of ${TREE_BYTES_MAX}`)
-    if (given.length < TABLE_OFFSET || MAGIC.compare(given, 0, MAGIC.length) !== 0) throw invalid('the bytes do not begin as a tree does')
-    const bytes = given.byteOffset % 8 === 0 ? given : new Uint8Array(given)
-    const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength)
-    const version = view.getUint32(8, true)
-    if (version > TREE_VERSION) throw new VarveError('FORMAT_UNSUPPORTED', `tree: version ${version} is newer than this Varve knows (${TREE_VERSION})`)
-    if (version !== TREE_VERSION) throw invalid(`there is no version ${version}`)
-    if (bytes.length < HEADER_BYTES || view.getUint32(12, true) !== SECTION_NAMES.length) throw invalid('the header is not whole')
-    this.#bytes = bytes
-    let at = HEADER_BYTES
-    this.#checkPadding(TABLE_OFFSET + 4 * SECTION_NAMES.length, at)
-    for (let index = 0; index < SECTION_NAMES.length; index++) {
-      const name = SECTION_NAMES[index]
-      const length = view.getUint32(TABLE_OFFSET + 4 * index, true)
-      if (align(length) > bytes.length - at) throw invalid(`section ${name} of ${length} bytes does not fit`)
-      if (length % SECTIONS[name] !== 0) throw invalid(`section ${name} ends within an element`)
-      this.#checkPadding(at + length, at + align(length))
-      this.#offsets[name] = at
-      this.#lengths[name] = length
-      at += align(length)
-    }
-    if (at !== bytes.length) throw invalid(`${bytes.length - at} bytes follow the last section`)
-  }
-
-  #checkPadding(from: number, to: number): void {
-    for (let at = from; at < to; at++) if (this.#bytes[at] !== 0) throw invalid('padding is not zero')
-  }
-
-  /** Elements in a section. */
-  count(section: Section): number {
-    return this.#lengths[section] / SECTIONS[section]
-  }
-
-  u8(section: Section): Uint8Array {
-    return new Uint8Array(this.#bytes.buffer, this.#bytes.byteOffset + this.#offsets[section], this.#lengths[section])
-  }
-
-  /** The same bytes, with Buffer's methods. */
-  buffer(section: Section): Buffer {
-    return Buffer.from(this.#bytes.buffer, this.#bytes.byteOffset + this.#offsets[section], this.#lengths[section])
-  }
-
-  /** @param count what other sections say the count must be */
-  u16(section: Section, count?: number): Uint16Array {
-    this.expect(section, count)
-    return new Uint16Array(this.#bytes.buffer, this.#bytes.byteOffset + this.#offsets[section], this.#lengths[section] / 2)
-  }
-
-  u32(section: Section, count?: number): Uint32Array {
-    this.expect(section, count)
-    return new Uint32Array(this.#bytes.buffer, this.#bytes.byteOffset + this.#offsets[section], this.#lengths[section] / 4)
-  }
-
-  i32(section: Section, count?: number): Int32Array {
-    this.expect(section, count)
-    return new Int32Array(this.#bytes.buffer, this.#bytes.byteOffset + this.#offsets[section], this.#lengths[section] / 4)
-  }
-
-  expect(section: Section, count: number | undefined): void {
-    if (count !== undefined && this.count(section) !== count) throw invalid(`section ${section} has ${this.count(section)} elements instead of ${count}`)
-  }
 }
 
 function readEntries(sections: Sections, kind: Uint8Array) {
