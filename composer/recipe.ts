@@ -29,7 +29,7 @@ export interface RecipeLayer {
 }
 
 export interface DiskOptions {
-  /** `grub`: GPT with an EFI system partition, BIOS boot code and a root partition. `none`: one filesystem, no partitions. */
+  /** `grub`: GPT with an EFI system partition, BIOS boot code and a root partition. `none`: GPT with the root partition alone. */
   boot: 'grub' | 'none'
   /** Bytes of the whole disk; null: as large as content and `freeBytes` ask for. */
   sizeBytes: number | null
