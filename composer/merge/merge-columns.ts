@@ -2,7 +2,9 @@
  * The columns of a merged tree by inode, piece, chunk and attribute set, gathered from the layers' own columns
  * in the order in which the merged entries use them: canonical without sorting.
  */
-import { HOLE } from '@varve/images/tree/tree.ts'
+import { VarveError } from '@varve/images/errors.ts'
+import { CONTENT_BYTES_MAX } from '@varve/images/tree/limits.ts'
+import { HOLE, Kind } from '@varve/images/tree/tree.ts'
 import type { Tree, Xattr } from '@varve/images/tree/tree.ts'
 import type { Digest } from '@varve/images/chunk/digest.ts'
 import { DigestTable } from './digest-table.ts'
@@ -23,6 +25,7 @@ export interface MergedContent {
 /**
  * @param trees bottom first
  * @param contents by merged inode: replaces the content of its source
+ * @throws VarveError LIMIT_EXCEEDED, FORMAT_INVALID
  */
 export function inodeColumns(trees: readonly Tree[], sources: InodeSources, contents: ReadonlyMap<number, MergedContent>) {
   const { count } = sources
@@ -49,8 +52,7 @@ export function inodeColumns(trees: readonly Tree[], sources: InodeSources, cont
     columns.mtimeNanoseconds[index] = tree.mtimeNanoseconds[inode]
     columns.deviceMajor[index] = tree.deviceMajor[inode]
     columns.deviceMinor[index] = tree.deviceMinor[inode]
-    const target = tree.targets.get(inode)
-    if (target !== undefined) columns.targets.set(index, target)
+    if (tree.kind[inode] === Kind.symlink) columns.targets.set(index, tree.targets.get(inode)!)
   }
   return { ...columns, ...xattrColumns(trees, sources), ...contentColumns(trees, sources, contents) }
 }
@@ -93,6 +95,7 @@ function contentColumns(trees: readonly Tree[], { count, layer, inode }: InodeSo
   /** By layer: merged number + 1 of each of its chunks, 0 where not yet known. */
   const renumbered = trees.map((tree) => new Uint32Array(tree.chunkCount))
   let piece = 0
+  let totalBytes = 0
   for (let index = 0; index < count; index++) {
     firstPiece[index] = piece
     const content = contents.get(index)
@@ -103,6 +106,7 @@ function contentColumns(trees: readonly Tree[], { count, layer, inode }: InodeSo
         pieceBytes[piece] = content.bytes[at]
         sizeBytes[index] += content.bytes[at]
       }
+      totalBytes += sizeBytes[index]
       continue
     }
     const tree = trees[layer[index]]
@@ -110,6 +114,7 @@ function contentColumns(trees: readonly Tree[], { count, layer, inode }: InodeSo
     const from = tree.firstPiece[inode[index]]
     pieceCount[index] = tree.pieceCount[inode[index]]
     sizeBytes[index] = tree.sizeBytes[inode[index]]
+    totalBytes += sizeBytes[index]
     for (let at = from; at < from + pieceCount[index]; at++, piece++) {
       const chunk = tree.pieceChunk[at]
       pieceBytes[piece] = tree.pieceBytes[at]
@@ -121,5 +126,6 @@ function contentColumns(trees: readonly Tree[], { count, layer, inode }: InodeSo
       pieceChunk[piece] = known[chunk] - 1
     }
   }
+  if (totalBytes > CONTENT_BYTES_MAX) throw new VarveError('LIMIT_EXCEEDED', `the files of all layers are together larger than ${CONTENT_BYTES_MAX} bytes`)
   return { sizeBytes, firstPiece, pieceCount, pieceChunk, pieceBytes, chunkDigests: chunks.digests(), chunkBytes: chunks.bytes() }
 }

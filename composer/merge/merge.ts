@@ -3,7 +3,7 @@
  * Names are merged in merge-entries.ts, inodes and chunks in merge-columns.ts, the contents of a few files by meaning in mergers/.
  */
 import type { ChunkStore, ChunkWriter } from '@varve/images/store/chunk-store.ts'
-import { Tree } from '@varve/images/tree/tree.ts'
+import { Kind, Tree } from '@varve/images/tree/tree.ts'
 import type { LayerKind } from '../recipe.ts'
 import { inodeColumns } from './merge-columns.ts'
 import { mergeContents } from './merge-contents.ts'
@@ -48,10 +48,16 @@ export async function mergeTrees(layers: readonly MergeLayer[], options: MergeOp
   options.signal?.throwIfAborted()
   const trees = layers.map(({ tree }) => tree)
   const layerNames = layers.map(({ name }) => name)
-  const stack = new Stack(trees)
   const report = new ReportBuilder(layerNames, { all: options.report === 'all', decisions: options.decisions ?? new Map<string, string>() })
+  if (trees.length === 1 && isPlain(trees[0])) return { tree: trees[0], report: report.build() }
+  const stack = new Stack(trees)
   const entries = new MergeEntries(trees, { stack, mergers: MERGERS, report })
   const contents = await mergeContents(trees, entries.shared, { layerNames, stack, store: options.store, writer: options.writer, report, signal: options.signal })
   const tree = new Tree({ ...entries.entryColumns(), ...inodeColumns(trees, entries.inodeSources(), contents) })
   return { tree, report: report.build() }
+}
+
+/** True if the tree of one layer is merged as it is. */
+function isPlain({ kind, opaque }: Tree): boolean {
+  return !kind.includes(Kind.whiteout) && !kind.includes(Kind.link) && !opaque.includes(1)
 }

@@ -38,7 +38,7 @@ export class Stack {
   directory(path: string, top: number): StackDirectory | null {
     let directory = this.#root(top)
     for (const name of path.split('/')) {
-      if (name === '' || name === '.') continue
+      if (name === '') continue
       const next = this.#step(directory, name)
       if (next.layers.length === 0 || !this.#isDirectory(next)) return null
       directory = next
@@ -51,7 +51,7 @@ export class Stack {
     const slash = path.lastIndexOf('/')
     const directory = this.directory(slash < 0 ? '' : path.slice(0, slash), top)
     const name = path.slice(slash + 1)
-    if (directory === null || name === '' || name === '.') return null
+    if (directory === null) return null
     const found = this.#step(directory, name)
     if (found.layers.length === 0) return null
     return { layer: found.layers[0], inode: this.#trees[found.layers[0]].inode[found.entries[0]] }
@@ -125,13 +125,7 @@ export class Stack {
   }
 }
 
-/** Target of a link as a path, bytes in latin1, without empty and `.` parts. */
+/** Target of a link: a path of the tree, bytes in latin1. */
 export function linkPath(tree: Tree, inode: number): string {
-  const target = tree.targets.get(inode)
-  if (target === undefined) return ''
-  return Buffer.from(target.buffer, target.byteOffset, target.byteLength)
-    .toString('latin1')
-    .split('/')
-    .filter((name) => name !== '' && name !== '.')
-    .join('/')
+  return Buffer.from(tree.targets.get(inode)!).toString('latin1')
 }
