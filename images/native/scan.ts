@@ -4,13 +4,13 @@
  * Extended attributes and holes are in libc.ts.
  */
 import koffi from 'koffi'
-import { closeSync } from 'node:fs'
 import { endianness } from 'node:os'
 import { VarveError } from '../errors.ts'
 
 const libc = load()
 const statx = libc.func('int statx(int directory, const void *path, int flags, unsigned int mask, _Out_ void *status)')
 const openat = libc.func('int openat(int directory, const void *path, int flags)')
+const close = libc.func('int close(int fd)')
 const getdents64 = libc.func('long getdents64(int fd, _Out_ void *entries, size_t size)')
 const readlinkat = libc.func('long readlinkat(int directory, const void *path, _Out_ void *target, size_t size)')
 const { EPERM } = koffi.os.errno
@@ -200,13 +200,13 @@ function openAnyLength(path: Uint8Array, flags: number): number {
     const head = Buffer.alloc(slash + 1)
     head.set(rest.subarray(0, slash))
     const next = openAt(directoryFd, head, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
-    if (directoryFd !== AT_FDCWD) closeSync(directoryFd)
+    if (directoryFd !== AT_FDCWD) closeDescriptor(directoryFd)
     if (next < 0) return next
     directoryFd = next
     rest = rest.subarray(slash + 1)
   }
   const fd = openAt(directoryFd, rest, flags)
-  if (directoryFd !== AT_FDCWD) closeSync(directoryFd)
+  if (directoryFd !== AT_FDCWD) closeDescriptor(directoryFd)
   return fd
 }
 
@@ -216,6 +216,11 @@ function openAt(directoryFd: number, path: Uint8Array, flags: number): number {
 }
 
 const targetBuffer = Buffer.alloc(PATH_BYTES_MAX)
+
+/** Closes what openDirectory or openToRead has opened. Node's own closeSync takes a worker's descriptors for its own, and warns. */
+export function closeDescriptor(fd: number): void {
+  close(fd)
+}
 
 /** Target of a symlink. @param path ended by NUL @returns raw bytes, or the positive errno */
 export function readTarget(directoryFd: number, path: Uint8Array): Uint8Array | number {
@@ -241,7 +246,7 @@ export function forEachName(directoryFd: number, visit: (name: string, bytes: Ui
       const next = at + (entriesBuffer[at + 16] | (entriesBuffer[at + 17] << 8))
       let end = at + 19
       while (entriesBuffer[end] !== 0) end++
-      const name = entriesBuffer.latin1Slice(at + 19, end)
+      const name = entriesBuffer.toString('latin1', at + 19, end)
       if (name !== '.' && name !== '..') visit(name, entriesBuffer.subarray(at + 19, end + 1))
       at = next
     }

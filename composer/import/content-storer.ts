@@ -1,0 +1,120 @@
+/**
+ * Content storer: reads the runs of a batch, cuts them, and puts their chunks into the store through a writer of its own.
+ * One in every worker, and one in the importing thread itself when there is too little to do for workers to be worth their start.
+ */
+import { readSync } from 'node:fs'
+import { DIGEST_BYTES } from '@varve/images/chunk/digest.ts'
+import { cutContent, cutFixed } from '@varve/images/chunk/cut.ts'
+import { CUT_BYTES_MAX, SEGMENT_BYTES } from '@varve/images/chunk/limits.ts'
+import { VarveError } from '@varve/images/errors.ts'
+import { FileStatus, IDENTITY_WORDS, closeDescriptor, errnoName, openToRead } from '@varve/images/native/scan.ts'
+import type { ChunkWriter } from '@varve/images/store/chunk-store.ts'
+import { RUN_CHANGED, RUN_FIXED } from './content-batch.ts'
+import type { BatchResult, ContentBatch, FileBatch } from './content-batch.ts'
+import { isUpdatedInPlace } from './in-place-formats.ts'
+import { printPath } from '../merge/print-path.ts'
+
+/** Bytes put after which the writer commits: an import that is run again after an interruption finds what was committed. */
+const COMMIT_BYTES = 1 << 30
+
+export class ContentStorer {
+  readonly writer: ChunkWriter
+  readonly #status = new FileStatus()
+  #bytesCommitted = 0
+  /** Content of the run at hand; grows with the runs, up to SEGMENT_BYTES. */
+  #content = new Uint8Array(CUT_BYTES_MAX)
+  #digests = new Uint8Array(1024 * DIGEST_BYTES)
+  #chunkBytes = new Uint32Array(1024)
+  #chunks = 0
+
+  constructor(writer: ChunkWriter) {
+    this.writer = writer
+  }
+
+  /** @throws VarveError SOURCE_INVALID for a file that cannot be read, and what the store throws */
+  async store(batch: ContentBatch): Promise<BatchResult> {
+    this.#chunks = 0
+    const chunkCounts = new Uint32Array(batch.count)
+    let at = 0
+    for (let run = 0; run < batch.count; run++) {
+      const before = this.#chunks
+      if (batch.kind === 'bytes') {
+        this.#put(batch.bytes.subarray(at, at + batch.lengths[run]), (batch.flags[run] & RUN_FIXED) !== 0)
+        at += batch.lengths[run]
+      } else if (!this.#putFile(batch, run)) {
+        this.#chunks = before
+        chunkCounts[run] = RUN_CHANGED
+        continue
+      }
+      chunkCounts[run] = this.#chunks - before
+    }
+    if (this.writer.written.bytes - this.#bytesCommitted >= COMMIT_BYTES) await this.commit()
+    return { chunkCounts, digests: this.#digests.slice(0, this.#chunks * DIGEST_BYTES), chunkBytes: this.#chunkBytes.slice(0, this.#chunks) }
+  }
+
+  async commit(): Promise<void> {
+    await this.writer.commit()
+    this.#bytesCommitted = this.writer.written.bytes
+  }
+
+  /** @returns false if the file has changed */
+  #putFile(batch: FileBatch, run: number): boolean {
+    const path = batch.paths.subarray(batch.pathStarts[run], batch.pathStarts[run + 1])
+    const fd = openToRead(path)
+    if (fd < 0) {
+      const errno = errnoName(-fd)
+      if (errno === 'ENOENT' || errno === 'ENOTDIR' || errno === 'ELOOP') return false
+      throw unreadable(path, errno)
+    }
+    try {
+      const content = this.#read(fd, path, batch.offsets[run], batch.lengths[run])
+      const errno = this.#status.ofDescriptor(fd)
+      if (errno !== 0) throw unreadable(path, errnoName(errno))
+      if (content === undefined || !this.#status.hasIdentity(batch.identities, run * IDENTITY_WORDS)) return false
+      this.#put(content, (batch.flags[run] & RUN_FIXED) !== 0 || (batch.offsets[run] === 0 && isUpdatedInPlace(content)))
+      return true
+    } finally {
+      closeDescriptor(fd)
+    }
+  }
+
+  /** @returns undefined if the file ends before */
+  #read(fd: number, path: Uint8Array, offset: number, length: number): Uint8Array | undefined {
+    if (length > this.#content.length) this.#content = new Uint8Array(Math.min(SEGMENT_BYTES, 2 ** Math.ceil(Math.log2(length))))
+    let filled = 0
+    while (filled < length) {
+      let bytes
+      try {
+        bytes = readSync(fd, this.#content, filled, length - filled, offset + filled)
+      } catch (cause) {
+        throw unreadable(path, (cause as NodeJS.ErrnoException).code ?? 'error', cause)
+      }
+      if (bytes === 0) return undefined
+      filled += bytes
+    }
+    return this.#content.subarray(0, length)
+  }
+
+  #put(content: Uint8Array, fixed: boolean): void {
+    let start = 0
+    for (const end of fixed && content.length > CUT_BYTES_MAX ? cutFixed(content) : cutContent(content)) {
+      if (this.#chunks === this.#chunkBytes.length) this.#grow()
+      this.#digests.set(this.writer.put(content.subarray(start, end)), this.#chunks * DIGEST_BYTES)
+      this.#chunkBytes[this.#chunks++] = end - start
+      start = end
+    }
+  }
+
+  #grow(): void {
+    const digests = new Uint8Array(this.#digests.length * 2)
+    digests.set(this.#digests)
+    this.#digests = digests
+    const chunkBytes = new Uint32Array(this.#chunkBytes.length * 2)
+    chunkBytes.set(this.#chunkBytes)
+    this.#chunkBytes = chunkBytes
+  }
+}
+
+function unreadable(path: Uint8Array, errno: string, cause?: unknown): VarveError {
+  return new VarveError('SOURCE_INVALID', `${printPath(Buffer.from(path.subarray(0, -1)).toString('latin1'))} cannot be read: ${errno}`, { cause })
+}

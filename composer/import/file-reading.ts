@@ -1,0 +1,196 @@
+/**
+ * File reading: has the workers read the regular files that a scan has found. Files are known by numbers; their runs go to the workers in batches,
+ * in the order in which they were found, while the scan goes on.
+ */
+import { readSync } from 'node:fs'
+import { SEGMENT_BYTES } from '@varve/images/chunk/limits.ts'
+import { VarveError } from '@varve/images/errors.ts'
+import { dataParts } from '@varve/images/native/libc.ts'
+import { IDENTITY_WORDS, closeDescriptor, openToRead } from '@varve/images/native/scan.ts'
+import { Column } from '@varve/images/tree/column.ts'
+import type { TreeBuilder } from '@varve/images/tree/tree-builder.ts'
+import { RUN_CHANGED, RUN_FIXED } from './content-batch.ts'
+import type { BatchResult, FileBatch } from './content-batch.ts'
+import { FileContent, addChunks, runsOf } from './file-content.ts'
+import type { DataPart } from './file-content.ts'
+import { IN_PLACE_MAGIC_BYTES, isUpdatedInPlace } from './in-place-formats.ts'
+import type { ImportContext } from './import-context.ts'
+
+/** A batch is full with so many bytes or runs. */
+const BATCH_BYTES = 4 << 20
+const BATCH_RUNS = 512
+
+/** Regular files that a scan has found; one row for each inode. */
+export class ScannedFileTable {
+  readonly identities = new Column(new Uint32Array())
+  /** Inode in the builder. */
+  readonly inodes = new Column(new Uint32Array())
+  readonly sizes = new Column(new Float64Array())
+  /** 1 if less is allocated than the size says. */
+  readonly sparse = new Column(new Uint8Array())
+
+  get count(): number {
+    return this.inodes.length
+  }
+}
+
+interface Run {
+  file: number
+  offset: number
+  length: number
+  flags: number
+  /** Of a file of more than one run: where they are collected, and the number of this one. */
+  content?: FileContent
+  index: number
+}
+
+export class FileReading {
+  readonly #context: ImportContext
+  readonly #files: ScannedFileTable
+  readonly #builder: TreeBuilder
+  readonly #pathOf: (file: number) => Buffer
+  readonly #queue = new Column(new Uint32Array())
+  #next = 0
+  #runs: Iterator<Run> | undefined
+  #queuedBytes = 0
+  /** Files that were not as the scan had found them when they were read. */
+  readonly changed = new Set<number>()
+
+  /** @param pathOf path of a file, ended by NUL */
+  constructor(context: ImportContext, files: ScannedFileTable, builder: TreeBuilder, pathOf: (file: number) => Buffer) {
+    this.#context = context
+    this.#files = files
+    this.#builder = builder
+    this.#pathOf = pathOf
+  }
+
+  /** Has a file read, which is not empty. */
+  add(file: number): void {
+    this.#queue.push(file)
+    this.#queuedBytes += this.#files.sizes.values[file]
+  }
+
+  /** Hands full batches to the workers as long as they have room. @param last not full ones too */
+  dispatch(last: boolean): void {
+    const { pipeline } = this.#context
+    while (pipeline.hasRoom && this.#waits && (last || this.#queuedBytes >= BATCH_BYTES || this.#queue.length - this.#next >= BATCH_RUNS)) {
+      const runs = this.#nextRuns()
+      if (runs.length === 0) continue
+      pipeline.submit(this.#batch(runs), (result) => this.#take(runs, result))
+    }
+  }
+
+  /** Has all files read that were added. @throws what reading them failed with */
+  async drain(): Promise<void> {
+    while (this.#waits) {
+      await this.#context.pipeline.room()
+      this.dispatch(true)
+    }
+    await this.#context.pipeline.drain()
+  }
+
+  get #waits(): boolean {
+    return this.#runs !== undefined || this.#next < this.#queue.length
+  }
+
+  #nextRuns(): Run[] {
+    const runs: Run[] = []
+    let bytes = 0
+    while (bytes < BATCH_BYTES && runs.length < BATCH_RUNS) {
+      if (this.#runs === undefined) {
+        if (this.#next === this.#queue.length) break
+        this.#runs = this.#runsOfFile(this.#queue.values[this.#next++])
+      }
+      const { value, done } = this.#runs.next()
+      if (done === true) {
+        this.#runs = undefined
+      } else {
+        runs.push(value)
+        bytes += value.length
+      }
+    }
+    this.#queuedBytes -= bytes
+    return runs
+  }
+
+  *#runsOfFile(file: number): Generator<Run, undefined> {
+    const sizeBytes = this.#files.sizes.values[file]
+    const sparse = this.#files.sparse.values[file] === 1
+    if (!sparse && sizeBytes <= SEGMENT_BYTES) {
+      yield { file, offset: 0, length: sizeBytes, flags: 0, index: 0 }
+      return
+    }
+    const plan = this.#plan(file, sizeBytes, sparse)
+    if (plan === undefined) return
+    const content = new FileContent(this.#files.inodes.values[file], sizeBytes)
+    for (const run of runsOf(plan.parts, plan.fixed)) {
+      yield { file, ...run, flags: plan.fixed ? RUN_FIXED : 0, content, index: content.addRun(run) }
+    }
+    content.planned(this.#builder)
+  }
+
+  /** Parts with data, and how they are to be cut; undefined if the file cannot be opened as what it was, which counts as changed. */
+  #plan(file: number, sizeBytes: number, sparse: boolean): { parts: DataPart[]; fixed: boolean } | undefined {
+    const fd = openToRead(this.#pathOf(file))
+    if (fd < 0) {
+      this.changed.add(file)
+      return undefined
+    }
+    try {
+      const start = Buffer.alloc(IN_PLACE_MAGIC_BYTES)
+      const fixed = isUpdatedInPlace(start.subarray(0, readSync(fd, start, 0, IN_PLACE_MAGIC_BYTES, 0)))
+      return { parts: sparse ? dataParts(fd, sizeBytes) : [{ offset: 0, length: sizeBytes }], fixed }
+    } finally {
+      closeDescriptor(fd)
+    }
+  }
+
+  #batch(runs: readonly Run[]): FileBatch {
+    const paths = runs.map(({ file }) => this.#pathOf(file))
+    const batch: FileBatch = {
+      kind: 'files',
+      count: runs.length,
+      paths: Buffer.concat(paths),
+      pathStarts: new Uint32Array(runs.length + 1),
+      offsets: new Float64Array(runs.length),
+      lengths: new Uint32Array(runs.length),
+      flags: new Uint8Array(runs.length),
+      identities: new Uint32Array(runs.length * IDENTITY_WORDS),
+    }
+    runs.forEach(({ file, offset, length, flags }, index) => {
+      batch.pathStarts[index + 1] = batch.pathStarts[index] + paths[index].length
+      batch.offsets[index] = offset
+      batch.lengths[index] = length
+      batch.flags[index] = flags
+      const identity = file * IDENTITY_WORDS
+      batch.identities.set(this.#files.identities.values.subarray(identity, identity + IDENTITY_WORDS), index * IDENTITY_WORDS)
+    })
+    return batch
+  }
+
+  #take(runs: readonly Run[], { chunkCounts, digests, chunkBytes }: BatchResult): void {
+    let first = 0
+    let files = 0
+    let bytes = 0
+    for (let index = 0; index < runs.length; index++) {
+      const { file, length, content, index: run } = runs[index]
+      if (chunkCounts[index] === RUN_CHANGED) {
+        this.changed.add(file)
+        continue
+      }
+      const pieces = addChunks(this.#builder, digests, chunkBytes, first, chunkCounts[index])
+      first += chunkCounts[index]
+      if (content !== undefined) content.setRun(run, pieces.chunks, pieces.bytes, this.#builder)
+      else this.#builder.setContent(this.#files.inodes.values[file], pieces.chunks, pieces.bytes)
+      if (run === 0) files++
+      bytes += length
+    }
+    this.#context.progress.add(files, bytes)
+    this.dispatch(false)
+  }
+}
+
+/** @param path in latin1 */
+export function changed(path: string): VarveError {
+  return new VarveError('SOURCE_CHANGED', `${path} changed while it was read; import again when it is quiet, or from a snapshot`)
+}
