@@ -54,3 +54,10 @@ export function checkRange(device: { sizeBytes: number }, offset: number, length
     throw new RangeError(`range ${offset}+${length} is outside a device of ${device.sizeBytes} bytes`)
   }
 }
+
+/** Adds an extent that starts where the last one of the list ends; if they are of one type, they become one. */
+export function appendExtent(extents: DeviceExtent[], offset: number, length: number, type: ExtentType): void {
+  const last = extents.at(-1)
+  if (last !== undefined && last.type === type) last.length += length
+  else extents.push({ offset, length, type })
+}

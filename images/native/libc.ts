@@ -91,6 +91,22 @@ export function dataParts(fd: number, sizeBytes: number): { offset: number; leng
   return parts
 }
 
+/** First byte of data at or after `offset`, or -1 if there is none. */
+export function seekData(fd: number, offset: number): number {
+  return seek(fd, offset, SEEK_DATA)
+}
+
+/** First byte of a hole at or after `offset`, the end of the file counted as one; -1 at or after the end. */
+export function seekHole(fd: number, offset: number): number {
+  return seek(fd, offset, SEEK_HOLE)
+}
+
+function seek(fd: number, offset: number, whence: number): number {
+  const at = Number(lseek(fd, offset, whence))
+  if (at < 0 && koffi.errno() !== ENXIO) throw failed('lseek', `file descriptor ${fd}`)
+  return at
+}
+
 /**
  * Takes a lock on an open file without waiting; it goes when the descriptor is closed or the process dies.
  * @returns false if another open file description holds it
@@ -104,6 +120,13 @@ export function tryLock(fd: number, mode: 'shared' | 'exclusive' = 'exclusive'):
 /** Frees the space of a range of a file, which reads as zeroes afterwards. @returns false where the filesystem cannot */
 export function punchHole(fd: number, offset: number, length: number): boolean {
   if (fallocate(fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, offset, length) === 0) return true
+  if (koffi.errno() === EOPNOTSUPP) return false
+  throw failed('fallocate', `file descriptor ${fd}`)
+}
+
+/** Takes space for a range of a file, so that writing there cannot fail for want of it; content stays. @returns false where the filesystem cannot */
+export function allocate(fd: number, offset: number, length: number): boolean {
+  if (fallocate(fd, FALLOC_FL_KEEP_SIZE, offset, length) === 0) return true
   if (koffi.errno() === EOPNOTSUPP) return false
   throw failed('fallocate', `file descriptor ${fd}`)
 }

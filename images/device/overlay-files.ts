@@ -1,0 +1,105 @@
+/**
+ * OverlayFiles: the few file operations that overlays are made of, so that a test can keep them in a log, replay any part of it
+ * that a power cut may leave behind, and open what is there. `localFiles` is the operating system.
+ */
+import fs from 'node:fs'
+import { promisify } from 'node:util'
+import { allocate, punchHole, tryLock } from '../native/libc.ts'
+
+const fdatasync = promisify(fs.fdatasync)
+
+/** Everything but the syncs completes at once. Errors are those of the operating system. */
+export interface OverlayFiles {
+  /** `create`: for reading and writing; an existing file keeps its content. @returns a file descriptor */
+  open(path: string, mode: 'read' | 'write' | 'create'): number
+  close(fd: number): void
+  sizeBytes(fd: number): number
+  exists(path: string): boolean
+  /** Fills all of `into`. */
+  read(fd: number, into: Uint8Array, offset: number): void
+  /** Writes all of `bytes`. */
+  write(fd: number, bytes: Uint8Array, offset: number): void
+  truncate(fd: number, sizeBytes: number): void
+  /** False where the filesystem cannot. */
+  punch(fd: number, offset: number, length: number): boolean
+  /** False where the filesystem cannot. */
+  allocate(fd: number, offset: number, length: number): boolean
+  /** The content and size that the file has now are durable when this resolves. */
+  sync(fd: number): Promise<void>
+  makeDirectory(path: string): void
+  /** Names in a directory. */
+  list(path: string): string[]
+  rename(from: string, to: string): void
+  /** Removes a file, or a directory with all that it holds; it need not exist. */
+  remove(path: string): void
+  /** The names that the directory has now are durable when this resolves. */
+  syncDirectory(path: string): Promise<void>
+  /** False if another open file has the lock, which dies with its process. */
+  tryLock(fd: number): boolean
+}
+
+export const localFiles: OverlayFiles = {
+  open(path, mode) {
+    const { O_RDONLY, O_RDWR, O_CREAT } = fs.constants
+    return fs.openSync(path, mode === 'read' ? O_RDONLY : mode === 'write' ? O_RDWR : O_RDWR | O_CREAT, 0o600)
+  },
+  close: fd => fs.closeSync(fd),
+  sizeBytes: fd => fs.fstatSync(fd).size,
+  exists: path => fs.existsSync(path),
+  read(fd, into, offset) {
+    for (let at = 0; at < into.length;) {
+      const count = fs.readSync(fd, into, at, into.length - at, offset + at)
+      if (count === 0) throw new Error(`the file ends at byte ${offset + at}, before the ${into.length} bytes at ${offset}`)
+      at += count
+    }
+  },
+  write(fd, bytes, offset) {
+    for (let at = 0; at < bytes.length;) at += fs.writeSync(fd, bytes, at, bytes.length - at, offset + at)
+  },
+  truncate: (fd, sizeBytes) => fs.ftruncateSync(fd, sizeBytes),
+  punch: punchHole,
+  allocate,
+  sync: fdatasync,
+  makeDirectory: path => void fs.mkdirSync(path, { recursive: true }),
+  list: path => fs.readdirSync(path),
+  rename: (from, to) => fs.renameSync(from, to),
+  remove: path => fs.rmSync(path, { recursive: true, force: true }),
+  async syncDirectory(path) {
+    const fd = fs.openSync(path, 'r')
+    try {
+      await promisify(fs.fsync)(fd)
+    } finally {
+      fs.closeSync(fd)
+    }
+  },
+  tryLock: fd => tryLock(fd),
+}
+
+/** Writes a file so that it is there whole or not at all, durable when this resolves. */
+export async function writeWhole(files: OverlayFiles, { directory, name, bytes }: { directory: string; name: string; bytes: Uint8Array }): Promise<void> {
+  const fresh = `${directory}/${name}.new`
+  const fd = files.open(fresh, 'create')
+  try {
+    files.truncate(fd, 0)
+    files.write(fd, bytes, 0)
+    await files.sync(fd)
+  } finally {
+    files.close(fd)
+  }
+  files.rename(fresh, `${directory}/${name}`)
+  await files.syncDirectory(directory)
+}
+
+/** All of a file, if it is not larger than `bytesMax`; otherwise undefined. */
+export function readWhole(files: OverlayFiles, path: string, bytesMax: number): Buffer | undefined {
+  const fd = files.open(path, 'read')
+  try {
+    const length = files.sizeBytes(fd)
+    if (length > bytesMax) return undefined
+    const bytes = Buffer.allocUnsafe(length)
+    files.read(fd, bytes, 0)
+    return bytes
+  } finally {
+    files.close(fd)
+  }
+}
