@@ -127,6 +127,11 @@ function isFree(path: string): boolean {
   }
 }
 
+interface StoreLockOptions {
+  mode: 'shared' | 'exclusive'
+  wait: boolean
+}
+
 /** A lock of the store as a whole. `store`: shared by all who have it open; exclusive to make or rebuild the index. `collect`: one collection or verification at a time. */
 export class StoreLock implements Disposable {
   readonly #fd: number
@@ -135,17 +140,23 @@ export class StoreLock implements Disposable {
     this.#fd = fd
   }
 
-  /** @throws VarveError STORE_LOCKED if it is not to be had, at once or, with `wait`, within two minutes */
-  static take(directory: string, name: 'store' | 'collect', options: { mode: 'shared' | 'exclusive'; wait: boolean }): StoreLock {
+  /**
+   * @throws VarveError STORE_LOCKED if it is not to be had, at once or, with `wait`, within two minutes
+   * @returns undefined if `unless` became true while waiting
+   */
+  static take(directory: string, name: 'store' | 'collect', options: StoreLockOptions & { unless: () => boolean }): StoreLock | undefined
+  static take(directory: string, name: 'store' | 'collect', options: StoreLockOptions): StoreLock
+  static take(directory: string, name: 'store' | 'collect', options: StoreLockOptions & { unless?: () => boolean }): StoreLock | undefined {
     const path = join(directory, LOCKS, name)
     mkdirSync(join(directory, LOCKS), { recursive: true })
     const fd = openSync(path, 'a')
     const deadlineMs = performance.now() + (options.wait ? LOCK_WAIT_MS : 0)
     while (!tryLock(fd, options.mode)) {
-      if (performance.now() >= deadlineMs) {
-        closeSync(fd)
-        throw new VarveError('STORE_LOCKED', `${path} is held by another process; wait for it to end, or stop it`)
-      }
+      const unneeded = options.unless?.() === true
+      const late = performance.now() >= deadlineMs
+      if (unneeded || late) closeSync(fd)
+      if (unneeded) return undefined
+      if (late) throw new VarveError('STORE_LOCKED', `${path} is held by another process; wait for it to end, or stop it`)
       Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, LOCK_POLL_MS)
     }
     return new StoreLock(fd)

@@ -2,7 +2,7 @@
  * PackStore: chunks in append-only pack files of a local directory, found by an index in SQLite.
  * Several processes and threads use one directory at once, each with a PackStore of its own. Bytes and protocols: docs/formats/pack.md.
  */
-import { closeSync, existsSync, mkdirSync, openSync, readSync } from 'node:fs'
+import { closeSync, existsSync, mkdirSync, openSync } from 'node:fs'
 import { join } from 'node:path'
 import { digestOf, digestToHex } from '../chunk/digest.ts'
 import type { Digest } from '../chunk/digest.ts'
@@ -10,12 +10,17 @@ import { decompress } from '../chunk/codec.ts'
 import { CHUNK_BYTES_MAX } from '../chunk/limits.ts'
 import { VarveError } from '../errors.ts'
 import type { ChunkStore } from './chunk-store.ts'
+import { collect } from './collect.ts'
+import type { CollectOptions, CollectReport, Reachable } from './collect.ts'
 import { Lease, StoreLock } from './lease.ts'
 import { RECORD_HEADER_BYTES, packFileName } from './pack-format.ts'
 import { INDEX_FILE, PackIndex } from './pack-index.ts'
 import type { ChunkPlace } from './pack-index.ts'
+import { readFully } from './pack-scan.ts'
 import { PackWriter } from './pack-writer.ts'
 import type { PackWriterOptions } from './pack-writer.ts'
+import { rebuildIndex, verify } from './verify.ts'
+import type { VerifyOptions, VerifyReport } from './verify.ts'
 
 /** Packs kept open for reading. */
 const OPEN_PACKS_MAX = 64
@@ -43,20 +48,26 @@ export class PackStore implements ChunkStore {
    */
   static open(directory: string): PackStore {
     mkdirSync(directory, { recursive: true })
-    if (!existsSync(join(directory, INDEX_FILE))) {
-      const exclusive = StoreLock.take(directory, 'store', { mode: 'exclusive', wait: true })
-      try {
-        PackIndex.open(directory).close()
-      } finally {
-        exclusive[Symbol.dispose]()
-      }
-    }
+    if (!existsSync(join(directory, INDEX_FILE))) createIndex(directory)
     const lock = StoreLock.take(directory, 'store', { mode: 'shared', wait: true })
     try {
       return new PackStore(directory, PackIndex.open(directory), lock)
     } catch (error) {
       lock[Symbol.dispose]()
       throw error
+    }
+  }
+
+  /**
+   * Makes the index anew from the packs alone, for a store that nobody has open. What a killed writer left complete but uncommitted is taken in too.
+   * @throws VarveError STORE_LOCKED if somebody has it open
+   */
+  static async rebuild(directory: string, options: { signal?: AbortSignal } = {}): Promise<VerifyReport> {
+    const lock = StoreLock.take(directory, 'store', { mode: 'exclusive', wait: false })
+    try {
+      return await rebuildIndex(directory, options)
+    } finally {
+      lock[Symbol.dispose]()
     }
   }
 
@@ -94,6 +105,23 @@ export class PackStore implements ChunkStore {
    */
   lease(): Lease {
     return Lease.take(this.directory, this.#index)
+  }
+
+  /**
+   * Removes the chunks that no root reaches and no lease protects; other processes read and write on meanwhile.
+   * @param reachable is called twice, and reads the roots each time anew
+   * @throws VarveError STORE_LOCKED if another collection or a verification runs
+   */
+  collect(reachable: Reachable, options: CollectOptions = {}): Promise<CollectReport> {
+    return collect(this.directory, this.#index, reachable, options)
+  }
+
+  /**
+   * Checks every record of every pack up to its committed length, and the index against them; with `repair` puts right what can be.
+   * @throws VarveError STORE_LOCKED if a collection or another verification runs; INDEX_INVALID if the index must be made anew (PackStore.rebuild)
+   */
+  verify(options: VerifyOptions = {}): Promise<VerifyReport> {
+    return verify(this.directory, this.#index, options)
   }
 
   #read(fd: number, digest: Digest, place: ChunkPlace): Uint8Array {
@@ -151,10 +179,13 @@ export class PackStore implements ChunkStore {
   }
 }
 
-function readFully(fd: number, target: Uint8Array, position: number): void {
-  for (let done = 0; done < target.length; ) {
-    const bytes = readSync(fd, target, done, target.length - done, position + done)
-    if (bytes === 0) throw new VarveError('PACK_INVALID', `the pack ends after ${done} of ${target.length} bytes`)
-    done += bytes
+/** Makes the index of a new store, unless another process does so at the same time. */
+function createIndex(directory: string): void {
+  const lock = StoreLock.take(directory, 'store', { mode: 'exclusive', wait: true, unless: () => existsSync(join(directory, INDEX_FILE)) })
+  if (lock === undefined) return
+  try {
+    PackIndex.open(directory).close()
+  } finally {
+    lock[Symbol.dispose]()
   }
 }
