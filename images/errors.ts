@@ -32,6 +32,7 @@ export const ERROR_CODES = [
   // devices and serving
   'READ_ONLY',
   'OVERLAY_INVALID',
+  'OVERLAY_FAILED',
   'EXPORT_NOT_FOUND',
   'ADDRESS_INVALID',
   'PROTOCOL_INVALID',

@@ -27,7 +27,7 @@ export class OverlayBlocks {
   readonly blockCount: number
   readonly #leaves = new Map<number, Uint8Array>()
   #lastIndex = -1
-  #lastLeaf = UNIFORM[0]
+  #lastLeaf: Uint8Array = UNIFORM[BlockState.below]
 
   constructor(blockCount: number) {
     this.blockCount = blockCount
