@@ -115,6 +115,8 @@ export interface ComposedMap {
 export interface Root {
   type: ObjectType
   digest: Digest
+  /** What stands on it, or the first of them, for people: `layer app@3`, `CVD desk`, `snapshot desk@monday`. */
+  holder: string
 }
 
 /** A composed map's time of use is brought up to date when it is off by more than this, ms: reading one need not write. */
@@ -493,18 +495,24 @@ export class Catalog implements AsyncDisposable {
    * One moment's view: collection must have noted the leases of writers before it asks.
    */
   async roots(): Promise<Root[]> {
-    const rows = await this.#change(async (db) => {
-      const layers = await db.selectFrom('layers').select(['content', 'digest']).execute()
-      const cvds = await db.selectFrom('cvds').select('base_map_digest as digest').execute()
-      const settled = await db.selectFrom('snapshots').select('map_digest as digest').execute()
-      const frozen = await db.selectFrom('snapshots').select('base_map_digest as digest').execute()
-      const composed = await db.selectFrom('composed_maps').select('map_digest as digest').execute()
-      const objects = await db.selectFrom('objects').select('digest').execute()
-      const maps = [...cvds, ...settled, ...frozen, ...composed].map(({ digest }) => ({ type: 'block map', digest }))
-      return [...layers.map(({ content, digest }) => ({ type: content, digest })), ...maps, ...objects.map(({ digest }) => ({ type: 'object', digest }))]
+    const found = await this.#change(async (db) => {
+      const layers = await db.selectFrom('layers').select(['name', 'version', 'content', 'digest']).execute()
+      const cvds = await db.selectFrom('cvds').select(['name', 'base_map_digest']).execute()
+      const snapshots = await db.selectFrom('snapshots').innerJoin('cvds', 'cvds.id', 'snapshots.cvd_id').select(['cvds.name as cvd', 'snapshots.name', 'snapshots.map_digest', 'snapshots.base_map_digest']).execute()
+      const composed = await db.selectFrom('composed_maps').select(['recipe_digest', 'map_digest']).execute()
+      const objects = await db.selectFrom('objects').select(['kind', 'key', 'digest']).execute()
+      return [
+        ...layers.map((layer) => ({ type: layer.content as ObjectType, digest: layer.digest, holder: `layer ${formatLayerName(layer)}` })),
+        ...cvds.map(({ name, base_map_digest: digest }) => ({ type: 'block map' as const, digest, holder: `CVD ${name}` })),
+        ...snapshots.map(({ cvd, name, map_digest, base_map_digest }) => ({ type: 'block map' as const, digest: map_digest ?? base_map_digest, holder: `snapshot ${cvd}@${name}` })),
+        ...composed.map(({ recipe_digest, map_digest: digest }) => ({ type: 'block map' as const, digest, holder: `composed disk ${recipe_digest}` })),
+        ...objects.map(({ kind, key, digest }) => ({ type: 'object' as const, digest, holder: `${kind} ${key}` })),
+      ]
     })
     const roots = new Map<string, Root>()
-    for (const { type, digest } of rows) if (digest !== null) roots.set(`${type} ${digest}`, { type: type as ObjectType, digest: digestFromHex(digest) })
+    for (const { type, digest, holder } of found) {
+      if (digest !== null && !roots.has(`${type} ${digest}`)) roots.set(`${type} ${digest}`, { type, digest: digestFromHex(digest), holder })
+    }
     return [...roots.values()]
   }
 }

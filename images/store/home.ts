@@ -2,11 +2,12 @@
  * Home: the directory that holds everything Varve knows, and its parts opened together. Layout: docs/formats/home.md
  */
 import { randomBytes } from 'node:crypto'
-import { closeSync, fsyncSync, mkdirSync, openSync, readdirSync, readFileSync, renameSync, statSync, unlinkSync, writeSync } from 'node:fs'
+import { closeSync, existsSync, fsyncSync, mkdirSync, openSync, readdirSync, readFileSync, renameSync, statSync, unlinkSync, writeSync } from 'node:fs'
 import { homedir } from 'node:os'
 import { dirname, join, resolve } from 'node:path'
 import { VarveError } from '../errors.ts'
 import { Catalog } from './catalog.ts'
+import { packIdOfFile } from './pack-format.ts'
 import { PackStore } from './pack-store.ts'
 
 /** Newest layout of a home that is understood, and the one that is created. */
@@ -44,7 +45,8 @@ export class Home implements AsyncDisposable {
       createHome(absolute)
     }
     for (const name of SUBDIRECTORIES) mkdirSync(join(absolute, name), { recursive: true, mode: DIRECTORY_MODE })
-    const store = PackStore.open(join(absolute, 'packs'))
+    refuseLostCatalog(absolute)
+    const store = PackStore.open(packsDirectory(absolute))
     try {
       return new Home({ directory: absolute, store, catalog: await Catalog.open(catalogFile(absolute)) })
     } catch (error) {
@@ -90,6 +92,21 @@ export function defaultHomeDirectory(environment: NodeJS.ProcessEnv = process.en
 
 export function catalogFile(home: string): string {
   return join(home, 'catalog.db')
+}
+
+export function packsDirectory(home: string): string {
+  return join(home, 'packs')
+}
+
+/**
+ * A catalog is made with its home, before the first pack. One that is missing later is lost: an empty one in its place would name nothing,
+ * and collection would remove everything.
+ */
+function refuseLostCatalog(home: string): void {
+  const file = catalogFile(home)
+  if (existsSync(file) || !readdirSync(packsDirectory(home)).some((name) => packIdOfFile(name) !== undefined)) return
+  // Another process may have made the catalog, and a pack, since the first look.
+  if (!existsSync(file)) throw new VarveError('HOME_INVALID', `${file} is missing, and with it the names of all layers and CVDs; restore it from a copy`)
 }
 
 /**

@@ -16,6 +16,7 @@ import { dropRows, repack } from './repack.ts'
 
 /** Damage that a report lists one by one; the rest is only counted. */
 const DAMAGE_LISTED_MAX = 10_000
+const EMPTY = new Uint8Array(0)
 const DAMAGED_SUFFIX = '.damaged'
 
 export interface VerifyOptions {
@@ -175,7 +176,7 @@ class Verification {
 
   #scan(fd: number, pack: PackRow, { rows, to }: { rows: number; to: number }): void {
     const file = packFileName(pack.id)
-    const matched = new Set<number>()
+    const matched = new Map<number, Digest>()
     const recovered: ChunkRow[] = []
     let uncertain: Damage[] = []
     let goodEnd = 0
@@ -184,7 +185,7 @@ class Verification {
       const found: Damage | undefined = problem === undefined ? undefined : { file, offset, digest: header && digestToHex(header.digest), problem }
       if (offset < pack.bytes) {
         if (found !== undefined) this.#damage(found, pack)
-        if (header !== undefined && this.#isNamed({ ...header, pack: pack.pack, offset }, file)) matched.add(offset)
+        if (header !== undefined && this.#isNamed({ ...header, pack: pack.pack, offset }, file)) matched.set(offset, header.digest)
       } else if (found !== undefined) {
         // Behind the committed length it is damage only if something good follows: otherwise a writer was killed here.
         uncertain.push(found)
@@ -223,9 +224,9 @@ class Verification {
    * Rows that name a place of the pack where their record is not. If the pack is damaged, repacking it by its rows saves what can be saved;
    * otherwise it is the row that is wrong.
    */
-  #findLostRows(pack: PackRow, matched: Set<number>): void {
+  #findLostRows(pack: PackRow, matched: Map<number, Digest>): void {
     const select = this.#index.database.prepare('SELECT digest, pack, offset FROM chunks WHERE pack = ? AND offset < ?')
-    const rows = (this.#index.run(() => select.all(pack.pack, pack.bytes)) as ChunkRow[]).filter(({ offset }) => !matched.has(offset))
+    const rows = (this.#index.run(() => select.all(pack.pack, pack.bytes)) as ChunkRow[]).filter(({ offset, digest }) => Buffer.compare(matched.get(offset) ?? EMPTY, digest) !== 0)
     for (const { digest, offset } of rows) {
       this.#damage({ file: packFileName(pack.id), offset, digest: digestToHex(digest), problem: 'the index names a record here, but there is none' })
     }
