@@ -172,7 +172,7 @@ describe('catalog', () => {
       assert.deepEqual([...(await catalog.overlays()).values()], [new Set([3, 4])])
     })
 
-    test('two snapshots of the same moment settle together', async () => {
+    test('a snapshot taken after one was settled stands on its map', async () => {
       await using catalog = await open()
       await catalog.createCvd({ name: 'desk', layers: [] })
       await catalog.startCvd('desk', { recipe: digest('r'), map: digest('m') })

@@ -85,6 +85,19 @@ describe('home', () => {
     for (const home of homes) await home[Symbol.asyncDispose]()
   })
 
+  test('a home whose catalog is lost is refused, and not given an empty one', async () => {
+    const path = newPath()
+    {
+      await using home = await Home.open(path)
+      await using writer = home.store.writer()
+      writer.put(Buffer.from('content'))
+      await writer.commit()
+    }
+    for (const suffix of ['', '-wal', '-shm']) rmSync(join(path, `catalog.db${suffix}`), { force: true })
+    await assert.rejects(Home.open(path), { code: 'HOME_INVALID', message: /catalog.db is missing/ })
+    assert.equal(existsSync(join(path, 'catalog.db')), false)
+  })
+
   test('an overlay has a directory by CVD and generation', async () => {
     await using home = await Home.open(newPath())
     assert.equal(home.overlayDirectory('id', 3), join(home.directory, 'overlays', 'id', '3'))
