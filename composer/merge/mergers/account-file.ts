@@ -3,9 +3,10 @@
  * Joined by name: lower layers' names first, in their order, then new ones; the last layer that has a name gives its fields.
  * Comments, lines for NIS (`+`, `-`) and lines that do not follow the format are kept as they are.
  */
+import { VarveError } from '@varve/images/errors.ts'
 import type { Disagreement } from '../report.ts'
 import { printPath } from '../print-path.ts'
-import { fileOf, linesOf } from './merger.ts'
+import { MERGE_LINES_MAX, fileOf, linesOf } from './merger.ts'
 import type { Merger, MergerContext, MergerInput } from './merger.ts'
 
 export interface AccountFormat {
@@ -22,7 +23,6 @@ export interface AccountFormat {
 /** A line that several layers may have of one name. */
 interface Version {
   line: string
-  fields: string[]
   /** Layers that have the line, bottom first. */
   layers: number[]
 }
@@ -58,15 +58,13 @@ function gather(format: AccountFormat, inputs: readonly MergerInput[]): Slot[] {
     const named = new Set<string>()
     const fresh: Slot[] = []
     for (const line of lines) {
-      const fields = line.split(':')
-      const name = fields[0]
-      if (!isAccount(format, fields) || named.has(name)) {
+      const name = accountName(format, line)
+      if (name === null || named.has(name)) {
         const times = (seen.get(line) ?? 0) + 1
         seen.set(line, times)
         const key = `${times} ${line}`
-        if (kept.has(key)) continue
+        if (!kept.has(key)) fresh.push(line)
         kept.add(key)
-        fresh.push(line)
         continue
       }
       named.add(name)
@@ -78,7 +76,7 @@ function gather(format: AccountFormat, inputs: readonly MergerInput[]): Slot[] {
       }
       const last = account.versions.at(-1)
       if (last?.line === line) last.layers.push(layer)
-      else account.versions.push({ line, fields, layers: [layer] })
+      else account.versions.push({ line, layers: [layer] })
     }
     if (fresh.length > 0) slots = insertBeforeNis(slots, fresh)
   }
@@ -96,30 +94,47 @@ function isNis(slot: Slot): boolean {
   return typeof slot === 'string' && (slot.startsWith('+') || slot.startsWith('-'))
 }
 
-function isAccount({ fields: count, ids }: AccountFormat, fields: readonly string[]): boolean {
-  return fields.length === count && /^[^#+-]/.test(fields[0]) && ids.every(({ field }) => /^\d{1,10}$/.test(fields[field]))
+/** Name of a line that follows the format, or null. */
+function accountName({ fields: count, ids }: AccountFormat, line: string): string | null {
+  const fields = line.split(':', count + 1)
+  return fields.length === count && /^[^#+-]/.test(line) && fields[0] !== '' && ids.every(({ field }) => /^\d{1,10}$/.test(fields[field])) ? fields[0] : null
+}
+
+function idOf(line: string, field: number): number {
+  return Number(line.split(':', field + 1)[field])
 }
 
 /** The line of one name. Where the layers disagree on an id, the ids of the layer that was decided for, else of the last. */
 function joinAccount({ ids, lists }: AccountFormat, { name, versions }: Account, context: MergerContext, conflicts: Disagreement[]): string {
   const last = versions[versions.length - 1]
   if (versions.length === 1) return last.line
-  const fields = [...last.fields]
-  for (const field of lists) fields[field] = unite(versions.map((version) => version.fields[field]))
-  const described = (version: Version) => ids.map(({ field, label }) => `${label} ${Number(version.fields[field])}`).join(', ')
+  const fields = last.line.split(':')
+  for (const field of lists) fields[field] = unite(versions.map(({ line }) => line.split(':')[field]))
+  const described = ({ line }: Version) => ids.map(({ field, label }) => `${label} ${idOf(line, field)}`).join(', ')
   if (ids.length > 0 && new Set(versions.map(described)).size > 1) {
     const layers = versions.flatMap((version) => version.layers).sort((a, b) => a - b)
     const decided = context.decided(name, layers)
     const chosen = versions.find((version) => version.layers.includes(decided)) ?? last
-    for (const { field } of ids) fields[field] = chosen.fields[field]
+    for (const { field } of ids) fields[field] = chosen.line.split(':')[field]
     const sides = versions.map((version) => `${described(version)} in ${version.layers.map((layer) => context.layerName(layer)).join(', ')}`)
     conflicts.push({ subject: name, detail: `${printPath(name)} has ${sides.join('; ')}`, layers })
   }
   return fields.join(':')
 }
 
+/** @throws VarveError LIMIT_EXCEEDED */
 function unite(lists: readonly string[]): string {
-  return [...new Set(lists.flatMap((list) => list.split(',').filter((name) => name !== '')))].join(',')
+  const names = new Set<string>()
+  for (const list of lists) {
+    for (let at = 0; at < list.length; ) {
+      const comma = list.indexOf(',', at)
+      const end = comma < 0 ? list.length : comma
+      if (end > at) names.add(list.slice(at, end))
+      if (names.size > MERGE_LINES_MAX) throw new VarveError('LIMIT_EXCEEDED', `a group has more than ${MERGE_LINES_MAX} members in all layers`)
+      at = end + 1
+    }
+  }
+  return [...names].join(',')
 }
 
 /**
@@ -131,7 +146,7 @@ function orderSharedIds({ ids }: AccountFormat, slots: readonly Slot[], lines: s
   const placesById = new Map<number, number[]>()
   slots.forEach((slot, place) => {
     if (typeof slot === 'string') return
-    const id = Number(lines[place].split(':')[field])
+    const id = idOf(lines[place], field)
     const places = placesById.get(id)
     if (places === undefined) placesById.set(id, [place])
     else places.push(place)
@@ -139,7 +154,7 @@ function orderSharedIds({ ids }: AccountFormat, slots: readonly Slot[], lines: s
   for (const [id, places] of placesById) {
     if (places.length < 2) continue
     const accounts = places.map((place) => slots[place] as Account)
-    const layersOf = accounts.map(({ versions }) => versions.filter((version) => Number(version.fields[field]) === id).flatMap((version) => version.layers))
+    const layersOf = accounts.map(({ versions }) => versions.filter(({ line }) => idOf(line, field) === id).flatMap((version) => version.layers))
     if (standTogether(layersOf)) continue
     const layers = [...new Set(layersOf.flat())].sort((a, b) => a - b)
     const subject = `${label}:${id}`

@@ -38,8 +38,8 @@ export interface Merger {
   merge(inputs: readonly MergerInput[], context: MergerContext): MergerResult
 }
 
-/** Lines, or paragraphs, of all inputs of one file together, at most. */
-export const MERGE_LINES_MAX = 4_000_000
+/** Lines, or packages, or names in lists, of all inputs of one file together, at most. */
+export const MERGE_LINES_MAX = 1_000_000
 
 /** Lines without their ends, bytes in latin1; a last line without an end counts. @throws VarveError LIMIT_EXCEEDED */
 export function linesOf(inputs: readonly MergerInput[]): { layer: number; lines: string[] }[] {

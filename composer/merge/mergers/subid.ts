@@ -12,6 +12,8 @@ import type { Merger, MergerContext, MergerInput } from './merger.ts'
 interface Version {
   layer: number
   ranges: Range[]
+  /** The same for versions with the same lines. */
+  identity: number
 }
 
 interface Range {
@@ -65,7 +67,7 @@ function gather(inputs: readonly MergerInput[]): { slots: Slot[]; versions: Map<
       const name = match[1]
       let list = versions.get(name)
       if (list === undefined) versions.set(name, (list = []))
-      if (list.at(-1)?.layer !== layer) list.push({ layer, ranges: [] })
+      if (list.at(-1)?.layer !== layer) list.push({ layer, ranges: [], identity: 0 })
       const { ranges } = list[list.length - 1]
       const start = Number(match[2])
       ranges.push({ line, start, end: start + Number(match[3]) })
@@ -74,6 +76,12 @@ function gather(inputs: readonly MergerInput[]): { slots: Slot[]; versions: Map<
         slotCounts.set(name, ranges.length)
       }
     }
+  }
+  const identities = new Map<string, number>()
+  for (const version of [...versions.values()].flat()) {
+    const text = version.ranges.map(({ line }) => line).join('\n')
+    version.identity = identities.get(text) ?? identities.size
+    identities.set(text, version.identity)
   }
   return { slots, versions }
 }
@@ -85,7 +93,7 @@ function settle(versions: ReadonlyMap<string, readonly Version[]>, standing: Map
     changed = false
     for (const { a, b } of overlaps(standing)) {
       const subject = `${a}+${b}`
-      if (conflicts.has(subject) || sharedLayer(versions.get(a)!, versions.get(b)!)) continue
+      if (conflicts.has(subject) || standTogether(versions, standing, { a, b })) continue
       const sides = [a, b].map((name) => ({ name, versions: versions.get(name)! }))
       const layers = [...new Set(sides.flatMap((side) => side.versions.map(({ layer }) => layer)))].sort((x, y) => x - y)
       const described = sides.map((side) => `${printPath(side.name)} (${context.layerName(standing.get(side.name)!.layer)})`)
@@ -93,35 +101,39 @@ function settle(versions: ReadonlyMap<string, readonly Version[]>, standing: Map
       const decided = context.decided(subject, layers)
       if (decided < 0) continue
       changed = true
-      const other = (name: string) => standing.get(name === a ? b : a)!
-      for (const side of sides) {
-        const own = side.versions.find(({ layer }) => layer === decided)
-        if (own !== undefined) standing.set(side.name, own)
-      }
-      for (const side of sides) {
-        if (side.versions.some(({ layer }) => layer === decided)) continue
-        const { layer, ranges } = standing.get(side.name)!
-        const taken = other(side.name).ranges
-        standing.set(side.name, { layer, ranges: ranges.filter((range) => !taken.some(({ start, end }) => range.start < end && start < range.end)) })
+      for (const { name, versions: own } of sides) standing.set(name, own.find(({ layer }) => layer === decided) ?? standing.get(name)!)
+      for (const [own, other] of [sides, sides.toReversed()]) {
+        if (own.versions.some(({ layer }) => layer === decided)) continue
+        const version = standing.get(own.name)!
+        standing.set(own.name, { ...version, ranges: without(version.ranges, standing.get(other.name)!.ranges) })
       }
     }
   }
   return [...conflicts.values()]
 }
 
-/** True if one layer has both names with ranges that overlap. */
-function sharedLayer(a: readonly Version[], b: readonly Version[]): boolean {
-  return a.some((versionA) => b.some((versionB) => versionA.layer === versionB.layer && touch(versionA.ranges, versionB.ranges)))
+/** True if some layer has both names with the ranges that stand. */
+function standTogether(versions: ReadonlyMap<string, readonly Version[]>, standing: ReadonlyMap<string, Version>, { a, b }: Overlap): boolean {
+  const layersOf = (name: string) => versions.get(name)!.filter(({ identity }) => identity === standing.get(name)!.identity).map(({ layer }) => layer)
+  const layers = new Set(layersOf(a))
+  return layersOf(b).some((layer) => layers.has(layer))
 }
 
-function touch(a: readonly Range[], b: readonly Range[]): boolean {
-  const all = [...a.map((range) => ({ ...range, side: 0 })), ...b.map((range) => ({ ...range, side: 1 }))].sort((x, y) => x.start - y.start)
-  const ends = [0, 0]
-  for (const { start, end, side } of all) {
-    if (end > start && ends[1 - side] > start) return true
-    ends[side] = Math.max(ends[side], end)
-  }
-  return false
+/** The ranges that touch none of `taken`. */
+function without(ranges: readonly Range[], taken: readonly Range[]): Range[] {
+  const sorted = taken.toSorted((x, y) => x.start - y.start)
+  let furthest = 0
+  const ends = sorted.map(({ end }) => (furthest = Math.max(furthest, end)))
+  return ranges.filter(({ start, end }) => {
+    let low = 0
+    let high = sorted.length
+    while (low < high) {
+      const middle = (low + high) >>> 1
+      if (sorted[middle].start < end) low = middle + 1
+      else high = middle
+    }
+    return low === 0 || ends[low - 1] <= start
+  })
 }
 
 /**

@@ -19,7 +19,7 @@ import { mergeTrees } from '@varve/composer/merge/merge.ts'
 import { Random, testSeed } from '../../random.ts'
 import { contentOf, rebuilt, setContent } from './layers.ts'
 
-const ROUNDS = 40
+const ROUNDS = 20
 const NAMES = ['a', 'b', 'c', 'd', 'B', 'a.b', 'é', 'aa']
 const DEPTH_MAX = 4
 
