@@ -21,7 +21,7 @@ export type BlockState = (typeof BlockState)[keyof typeof BlockState]
 const LEAF_BLOCKS = 1 << 14
 const LEAF_BYTES = LEAF_BLOCKS / 4
 /** Shared leaves of one state; never written to. */
-const UNIFORM = [0x00, 0x55, 0xaa].map(byte => new Uint8Array(LEAF_BYTES).fill(byte))
+const UNIFORM: Uint8Array[] = [0x00, 0x55, 0xaa].map(byte => new Uint8Array(LEAF_BYTES).fill(byte))
 
 export class OverlayBlocks {
   readonly blockCount: number

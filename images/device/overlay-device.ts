@@ -44,6 +44,7 @@ interface Edges {
   head?: Uint8Array
   tail?: Uint8Array
 }
+const NO_EDGES: Edges = {}
 
 export class OverlayDevice implements BlockDevice {
   readonly sizeBytes: number
@@ -179,7 +180,7 @@ export class OverlayDevice implements BlockDevice {
       }
     } catch (error) {
       if (awaited === undefined) throw error
-      awaited.push(Promise.reject(error as Error))
+      awaited.push(Promise.reject(error instanceof Error ? error : new Error(String(error))))
     }
     // All of the overlay's own blocks were read at once, and what is below does not change: the read shows one moment.
     if (awaited !== undefined) return this.#track(allSettled(awaited))
@@ -280,13 +281,13 @@ export class OverlayDevice implements BlockDevice {
 
   /** What is below the blocks that a write covers in part, where the overlay has nothing yet. */
   #fetchEdges(offset: number, length: number): Edges | Promise<Edges> {
-    if (length === 0) return {}
+    if (length === 0 || (offset % OVERLAY_BLOCK_BYTES === 0 && length % OVERLAY_BLOCK_BYTES === 0)) return NO_EDGES
     const end = offset + length
     const firstBlock = Math.floor(offset / OVERLAY_BLOCK_BYTES)
     const lastBlock = Math.floor((end - 1) / OVERLAY_BLOCK_BYTES)
     const headCut = offset > firstBlock * OVERLAY_BLOCK_BYTES || end < this.#endOf(firstBlock)
     const tailCut = lastBlock > firstBlock && end < this.#endOf(lastBlock)
-    if (!headCut && !tailCut) return {}
+    if (!headCut && !tailCut) return NO_EDGES
     const edges: Edges = {}
     const awaited: Promise<void>[] = []
     const fetch = (block: number): Uint8Array => {
@@ -301,7 +302,7 @@ export class OverlayDevice implements BlockDevice {
       if (tailCut && this.#blocks.get(lastBlock) === BlockState.below) edges.tail = fetch(lastBlock)
     } catch (error) {
       if (awaited.length === 0) throw error
-      awaited.push(Promise.reject(error as Error))
+      awaited.push(Promise.reject(error instanceof Error ? error : new Error(String(error))))
     }
     return awaited.length === 0 ? edges : allSettled(awaited).then(() => edges)
   }
@@ -312,7 +313,7 @@ export class OverlayDevice implements BlockDevice {
       const firstBlock = Math.floor(offset / OVERLAY_BLOCK_BYTES)
       const endBlock = Math.ceil(end / OVERLAY_BLOCK_BYTES)
       const from = this.#writeEdge(firstBlock, offset, end, bytes, edges.head) ? Math.min(end, this.#endOf(firstBlock)) : offset
-      const to = from < end && this.#writeEdge(endBlock - 1, offset, end, bytes, edges.tail ?? edges.head) ? (endBlock - 1) * OVERLAY_BLOCK_BYTES : end
+      const to = from < end && this.#writeEdge(endBlock - 1, offset, end, bytes, edges.tail) ? (endBlock - 1) * OVERLAY_BLOCK_BYTES : end
       if (from < to) this.#files.write(this.#dataFd, to - from === bytes.length ? bytes : bytes.subarray(from - offset, to - offset), from)
       this.#setState(firstBlock, endBlock - firstBlock, BlockState.data)
     }
@@ -414,14 +415,11 @@ export class OverlayDevice implements BlockDevice {
     const runs = this.#changed.take()
     const frame = new Frame()
     for (let index = 0; index < runs.length; index += 2) this.#blocks.forRuns(runs[index], runs[index + 1], (first, count, state) => frame.add(first, count, state))
-    let whole: Frame | undefined
-    if (this.#journal.wantsRewrite) {
-      whole = new Frame()
-      this.forRuns((first, count, state) => whole!.add(first, count, state))
-    }
+    const whole = this.#journal.wantsRewrite ? new Frame() : undefined
+    if (whole !== undefined) this.forRuns((first, count, state) => whole.add(first, count, state))
     await this.#sync(() => this.#files.sync(this.#dataFd))
-    if (whole !== undefined) await this.#sync(() => this.#journal.rewrite(whole))
-    else if (frame.recordCount > 0) await this.#append(frame, runs)
+    const rewritten = whole !== undefined && await this.#sync(() => this.#journal.rewrite(whole))
+    if (!rewritten && frame.recordCount > 0) await this.#append(frame, runs)
     this.#durable = covers
   }
 
@@ -436,9 +434,9 @@ export class OverlayDevice implements BlockDevice {
     await this.#sync(() => this.#journal.sync())
   }
 
-  async #sync(sync: () => Promise<void>): Promise<void> {
+  async #sync<Result>(sync: () => Promise<Result>): Promise<Result> {
     try {
-      await sync()
+      return await sync()
     } catch (cause) {
       this.#failure = new VarveError('OVERLAY_FAILED', `overlay ${this.#directory} could not be made durable (${(cause as Error).message}); check the disk that it is on, and open it again`, { cause })
       throw this.#failure

@@ -75,18 +75,38 @@ export const localFiles: OverlayFiles = {
   tryLock: fd => tryLock(fd),
 }
 
-/** Writes a file so that it is there whole or not at all, durable when this resolves. */
-export async function writeWhole(files: OverlayFiles, { directory, name, bytes }: { directory: string; name: string; bytes: Uint8Array }): Promise<void> {
-  const fresh = `${directory}/${name}.new`
-  const fd = files.open(fresh, 'create')
+/** A file that is to be there whole or not at all: written as NAME.new, and renamed once it is durable. */
+export interface WholeFile {
+  directory: string
+  name: string
+  bytes: Uint8Array
+}
+
+/** Durable when this resolves. */
+export async function writeWhole(files: OverlayFiles, file: WholeFile): Promise<void> {
+  await writeFresh(files, file)
+  await publishFresh(files, file)
+}
+
+/** The first half of `writeWhole`: until the second, nothing has happened to the file of that name. */
+export async function writeFresh(files: OverlayFiles, { directory, name, bytes }: WholeFile): Promise<void> {
+  const path = `${directory}/${name}.new`
+  const fd = files.open(path, 'create')
   try {
     files.truncate(fd, 0)
     files.write(fd, bytes, 0)
     await files.sync(fd)
+  } catch (error) {
+    files.remove(path)
+    throw error
   } finally {
     files.close(fd)
   }
-  files.rename(fresh, `${directory}/${name}`)
+}
+
+/** The second half. */
+export async function publishFresh(files: OverlayFiles, { directory, name }: WholeFile): Promise<void> {
+  files.rename(`${directory}/${name}.new`, `${directory}/${name}`)
   await files.syncDirectory(directory)
 }
 

@@ -6,7 +6,7 @@ import { crc32c } from '@node-rs/crc32'
 import { randomBytes } from 'node:crypto'
 import { VarveError } from '../errors.ts'
 import { BlockState, OVERLAY_BLOCK_BYTES } from './overlay-blocks.ts'
-import { readWhole, writeWhole } from './overlay-files.ts'
+import { publishFresh, readWhole, writeFresh, writeWhole } from './overlay-files.ts'
 import type { OverlayFiles } from './overlay-files.ts'
 
 /** Version of the format that is written; the only one that is read. */
@@ -162,14 +162,21 @@ export class OverlayJournal {
   }
 
   /**
-   * Puts a new journal into the place of this one. Durable when this resolves; if it fails, the old one stands and can be appended to,
-   * unless the new one's name could not be made durable: `replaced` says so.
+   * Puts a new journal into the place of this one, durable when this resolves.
    * @param frame all runs of the overlay
+   * @returns false if there is no room for it: this one stands, and can be appended to
    */
-  async rewrite(frame: Frame): Promise<void> {
+  async rewrite(frame: Frame): Promise<boolean> {
     const nonce = randomBytes(8)
     const bytes = wholeJournal({ ...this.#header, nonce }, frame)
-    await writeWhole(this.#files, { directory: this.#directory, name: NAME, bytes })
+    const file = { directory: this.#directory, name: NAME, bytes }
+    try {
+      await writeFresh(this.#files, file)
+    } catch {
+      this.#rewrittenBytes = this.#bytes
+      return false
+    }
+    await publishFresh(this.#files, file)
     const fd = this.#files.open(`${this.#directory}/${NAME}`, 'write')
     this.#files.close(this.#fd)
     this.#fd = fd
@@ -177,6 +184,7 @@ export class OverlayJournal {
     this.#bytes = bytes.length
     this.#rewrittenBytes = bytes.length
     this.#nextSequence = 1
+    return true
   }
 
   close(): void {
@@ -201,8 +209,8 @@ function readHeader(bytes: Buffer, path: string): OverlayHeader {
   if (bytes.length < SECTOR_BYTES) throw invalid(`${bytes.length} bytes are too few for a header`)
   if (!bytes.subarray(0, 8).equals(MAGIC)) throw invalid('does not start with VARVEOVL')
   const version = bytes.readUInt32LE(8)
-  if (crc32c(bytes.subarray(0, SECTOR_BYTES - 4)) !== bytes.readUInt32LE(SECTOR_BYTES - 4)) throw invalid('the header is damaged')
   if (version !== OVERLAY_VERSION) throw new VarveError('FORMAT_UNSUPPORTED', `${path}: version ${version} is not known; this is version ${OVERLAY_VERSION}`)
+  if (crc32c(bytes.subarray(0, SECTOR_BYTES - 4)) !== bytes.readUInt32LE(SECTOR_BYTES - 4)) throw invalid('the header is damaged')
   if (bytes.readUInt32LE(12) !== OVERLAY_BLOCK_BYTES) throw invalid(`blocks of ${bytes.readUInt32LE(12)} bytes`)
   const sizeBytes = readNumber(bytes, 16)
   if (sizeBytes > OVERLAY_BYTES_MAX) throw invalid(`a disk of ${sizeBytes} bytes is larger than ${OVERLAY_BYTES_MAX}`)
