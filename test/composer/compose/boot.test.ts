@@ -1,0 +1,68 @@
+/** A composed disk boots by BIOS and by UEFI: firmware, GRUB, kernel and initrd from ext4, root filesystem by its UUID. */
+import assert from 'node:assert/strict'
+import { execFileSync } from 'node:child_process'
+import { mkdirSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { after, before, test } from 'node:test'
+import { compose } from '@varve/composer/compose.ts'
+import type { Composition } from '@varve/composer/compose.ts'
+import { prepareRecipe } from '@varve/composer/prepare-recipe.ts'
+import { Home } from '@varve/images/store/home.ts'
+import { buildInitrd, downloadPackages, kernelPackage } from '../../../tools/demo/debian.ts'
+import { Guest } from '../../../tools/demo/guest.ts'
+import { putLayer } from './layers.ts'
+import type { FileSpec } from './layers.ts'
+import { writeRawDisk } from './raw-disk.ts'
+
+const BOOT_TIMEOUT_MS = 240_000
+const directory = mkdtempSync(join(tmpdir(), 'varve-boot-test-'))
+const disk = join(directory, 'disk.img')
+let composition: Composition
+after(() => rmSync(directory, { recursive: true }))
+
+/** Tells what it was booted with, and reads a file that an upper layer has replaced. */
+const INIT = `#!/bin/busybox sh
+/bin/busybox mount -t proc proc /proc
+/bin/busybox mount -t devtmpfs dev /dev
+echo "varve-test: $(/bin/busybox cat /etc/marker) $(/bin/busybox sed 's/.*\\(root=[^ ]*\\).*/\\1/' /proc/cmdline) on $(/bin/busybox grep ' / ' /proc/mounts | /bin/busybox head -n 1)" >/dev/console
+/bin/busybox sleep 1
+/bin/busybox poweroff -f
+`
+
+before(async () => {
+  const name = kernelPackage()
+  const version = name.replace('linux-image-', '')
+  const [kernel] = downloadPackages([name], join(directory, 'packages'))
+  const root = join(directory, 'root')
+  mkdirSync(root)
+  execFileSync('sh', ['-c', 'dpkg-deb --fsys-tarfile "$1" | tar -x -C "$2"', 'sh', kernel, root])
+  const initrd = join(directory, 'initrd.img')
+  buildInitrd(root, version, initrd, join(directory, 'initrd'))
+  const base: FileSpec[] = [
+    { path: `boot/vmlinuz-${version}`, content: readFileSync(join(root, `boot/vmlinuz-${version}`)) },
+    { path: `boot/initrd.img-${version}`, content: readFileSync(initrd) },
+    { path: 'bin/busybox', content: readFileSync('/bin/busybox'), mode: 0o755 },
+    { path: 'sbin/init', content: Buffer.from(INIT), mode: 0o755 },
+    { path: 'etc/marker', content: Buffer.from('the base layer') },
+    ...['proc', 'dev', 'sys'].map((path) => ({ path: `${path}/keep`, content: Buffer.alloc(0) })),
+  ]
+  const app: FileSpec[] = [{ path: 'etc/marker', content: Buffer.from('the top layer') }]
+  await using home = await Home.open(join(directory, 'home'), { create: true })
+  const { store, catalog } = home
+  for (const [layer, files] of [['base', base], ['app', app]] as const) {
+    await catalog.addLayer({ name: layer, kind: layer, content: 'tree', digest: await putLayer(store, files), entries: files.length, contentBytes: 0, source: 'test' })
+  }
+  composition = await compose(await prepareRecipe({ layers: ['base', 'app'], policy: { freeBytes: 64 << 20 } }, { store, catalog }), { store, catalog })
+  await writeRawDisk(composition, store, disk)
+})
+
+for (const firmware of ['bios', 'uefi'] as const) {
+  test(`a composed disk boots by ${firmware.toUpperCase()} to its topmost layer`, async () => {
+    await using guest = new Guest({ disk, firmware, memoryMiB: 512, extra: ['-snapshot'] })
+    const [, marker, root, mount] = await guest.waitFor(/varve-test: (.*) (root=\S+) on (.*)/, { timeoutMs: BOOT_TIMEOUT_MS })
+    assert.equal(marker, 'the top layer')
+    assert.equal(root, `root=UUID=${composition.rootUuid}`)
+    assert.match(mount, /^\/dev\/vda3 \/ ext4 /)
+  })
+}
