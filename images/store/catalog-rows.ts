@@ -19,10 +19,6 @@ export function digestOrNull(hex: string | null): Digest | null {
   return hex === null ? null : digestFromHex(hex)
 }
 
-export function parseOverlays(json: string): number[] {
-  return JSON.parse(json) as number[]
-}
-
 export function layerOf(row: LayerRow): Layer {
   return {
     name: row.name,
@@ -107,7 +103,7 @@ export async function cvdOf(db: Queries, row: CvdRow): Promise<Cvd> {
     device: row.device,
     recipe: digestOrNull(row.recipe_digest),
     baseMap: digestOrNull(row.base_map_digest),
-    overlays: parseOverlays(row.overlays),
+    overlay: row.overlay,
   }
 }
 
@@ -138,12 +134,14 @@ export async function snapshotOf(db: Queries, cvd: string, row: SnapshotRow): Pr
     recipe: digestFromHex(row.recipe_digest),
     map: digestOrNull(row.map_digest),
     baseMap: digestOrNull(row.base_map_digest),
-    overlays: parseOverlays(row.overlays),
+    overlay: row.overlay,
+    generation: row.generation,
   }
 }
 
+/** Overlays of a CVD that it or one of its snapshots needs. */
 export async function overlaysNeeded(db: Queries, cvdId: string): Promise<Set<number>> {
-  const cvd = await db.selectFrom('cvds').select('overlays').where('id', '=', cvdId).execute()
-  const snapshots = await db.selectFrom('snapshots').select('overlays').where('cvd_id', '=', cvdId).execute()
-  return new Set([...cvd, ...snapshots].flatMap(({ overlays }) => parseOverlays(overlays)))
+  const cvd = await db.selectFrom('cvds').select('overlay').where('id', '=', cvdId).execute()
+  const snapshots = await db.selectFrom('snapshots').select('overlay').where('cvd_id', '=', cvdId).execute()
+  return new Set([...cvd, ...snapshots].map(({ overlay }) => overlay).filter((overlay) => overlay !== null))
 }

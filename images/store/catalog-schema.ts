@@ -39,7 +39,7 @@ export interface CvdRow {
   device: string | null
   recipe_digest: string | null
   base_map_digest: string | null
-  overlays: string
+  overlay: number | null
   last_overlay: number
 }
 
@@ -57,7 +57,8 @@ export interface SnapshotRow {
   recipe_digest: string
   map_digest: string | null
   base_map_digest: string | null
-  overlays: string
+  overlay: number | null
+  generation: number | null
 }
 
 export interface SnapshotLayerRow {

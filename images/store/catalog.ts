@@ -25,7 +25,6 @@ import {
   layerOf,
   layersOfCvd,
   overlaysNeeded,
-  parseOverlays,
   snapshotOf,
   snapshotRow,
   stackLayers,
@@ -67,7 +66,7 @@ export interface Layer extends LayerInit {
 }
 
 /**
- * A CVD's disk is the block map `baseMap`, covered by the overlays in order, the last of which takes the guest's writes.
+ * A CVD's disk is the block map `baseMap` under the overlay stack number `overlay`, which takes the guest's writes.
  * Before its first start it has neither.
  */
 export interface Cvd {
@@ -83,11 +82,11 @@ export interface Cvd {
   /** The recipe that the base map was composed by, perhaps with snapshots settled into it since. */
   recipe: Digest | null
   baseMap: Digest | null
-  /** Generations of overlays, bottom first. */
-  overlays: number[]
+  /** Number of its overlay stack (device/overlay-stack.ts); one that is stacked anew gets another. */
+  overlay: number | null
 }
 
-/** A snapshot is frozen (`baseMap` under `overlays`) until it is settled into one block map (`map`). */
+/** A snapshot is frozen (`baseMap` under the stack `overlay` up to `generation`) until it is settled into one block map (`map`). */
 export interface Snapshot {
   cvd: string
   name: string
@@ -97,10 +96,11 @@ export interface Snapshot {
   recipe: Digest
   /** Null while frozen. */
   map: Digest | null
-  /** Null once settled. */
+  /** Null once settled, as are the next two. */
   baseMap: Digest | null
-  /** Generations of overlays that it needs, bottom first; none once settled. */
-  overlays: number[]
+  overlay: number | null
+  /** The frozen generation of the stack that is the topmost of the snapshot. */
+  generation: number | null
 }
 
 export interface ComposedMap {
@@ -165,29 +165,20 @@ export class Catalog implements AsyncDisposable {
    * @throws VarveError NAME_INVALID
    */
   async addLayer(init: LayerInit): Promise<Layer> {
-    checkName(init.name, 'layer')
+    const [layer] = await this.addLayers([init])
+    return layer
+  }
+
+  /**
+   * Adds several layers, all or none.
+   * @throws VarveError NAME_INVALID
+   */
+  async addLayers(inits: readonly LayerInit[]): Promise<Layer[]> {
+    for (const { name } of inits) checkName(name, 'layer')
     return this.#change(async (db) => {
-      const { last_version: version } = await db
-        .insertInto('layer_names')
-        .values({ name: init.name, last_version: 1 })
-        .onConflict((conflict) => conflict.column('name').doUpdateSet((columns) => ({ last_version: columns('layer_names.last_version', '+', 1) })))
-        .returning('last_version')
-        .executeTakeFirstOrThrow()
-      if (version > VERSION_MAX) throw new VarveError('LIMIT_EXCEEDED', `layer ${init.name} has had ${VERSION_MAX} versions`)
-      const row: LayerRow = {
-        name: init.name,
-        version,
-        kind: init.kind,
-        content: init.content,
-        digest: digestToHex(init.digest),
-        entries: init.entries,
-        content_bytes: init.contentBytes,
-        created_at_ms: Date.now(),
-        source: init.source,
-        labels: JSON.stringify(init.labels ?? {}),
-      }
-      await db.insertInto('layers').values(row).execute()
-      return layerOf(row)
+      const layers: Layer[] = []
+      for (const init of inits) layers.push(await insertLayer(db, init))
+      return layers
     })
   }
 
@@ -240,7 +231,7 @@ export class Catalog implements AsyncDisposable {
         device: null,
         recipe_digest: null,
         base_map_digest: null,
-        overlays: '[]',
+        overlay: null,
         last_overlay: 0,
       }
       await db.insertInto('cvds').values(row).execute()
@@ -281,23 +272,23 @@ export class Catalog implements AsyncDisposable {
       if (row.base_map_digest !== null && options.discardWrites !== true) {
         throw new VarveError('IN_USE', `CVD ${name} has an overlay that fits its present layers only; changing them discards what was written since the last snapshot`)
       }
-      const changed = { policy, recipe_digest: null, base_map_digest: null, overlays: '[]' }
+      const changed = { policy, recipe_digest: null, base_map_digest: null, overlay: null }
       await db.updateTable('cvds').set(changed).where('id', '=', row.id).execute()
       return cvdOf(db, { ...row, ...changed })
     })
   }
 
   /**
-   * Gives a CVD that has none a base and its first overlay; one that has a base keeps it.
-   * @returns the CVD as it is now; the caller opens its overlays, not those that it meant to start
+   * Gives a CVD that has none a base and an overlay; one that has a base keeps it.
+   * @returns the CVD as it is now; the caller opens its overlay on its base, not what it meant to start
    * @throws VarveError NOT_FOUND
    */
   async startCvd(name: string, base: { recipe: Digest; map: Digest }): Promise<Cvd> {
     return this.#change(async (db) => {
       const row = await findCvd(db, name)
       if (row.base_map_digest !== null) return cvdOf(db, row)
-      const generation = row.last_overlay + 1
-      const changed = { recipe_digest: digestToHex(base.recipe), base_map_digest: digestToHex(base.map), overlays: JSON.stringify([generation]), last_overlay: generation }
+      const overlay = row.last_overlay + 1
+      const changed = { recipe_digest: digestToHex(base.recipe), base_map_digest: digestToHex(base.map), overlay, last_overlay: overlay }
       await db.updateTable('cvds').set(changed).where('id', '=', row.id).execute()
       return cvdOf(db, { ...row, ...changed })
     })
@@ -322,65 +313,48 @@ export class Catalog implements AsyncDisposable {
   // Snapshots
 
   /**
-   * Freezes what a CVD's overlays hold now, and gives the CVD a new overlay for what is written from here on.
-   * The caller has flushed the present one and lets no write in until it has opened the new one: the last of `cvd.overlays`.
+   * Gives a name to what the overlay of a CVD has frozen (OverlayStack.snapshot), which its owner has just done.
+   * @param init.generation what is frozen
    * @throws VarveError NAME_INVALID, NOT_FOUND, ALREADY_EXISTS; RangeError if the CVD has not been started (startCvd)
    */
-  async addSnapshot(cvd: string, name: string): Promise<{ snapshot: Snapshot; cvd: Cvd }> {
-    checkName(name, 'snapshot')
+  async addSnapshot(init: { cvd: string; name: string; generation: number }): Promise<Snapshot> {
+    checkName(init.name, 'snapshot')
     return this.#change(async (db) => {
-      const row = await findCvd(db, cvd)
-      if (row.base_map_digest === null || row.recipe_digest === null) throw new RangeError(`CVD ${cvd} has not been started`)
-      if ((await snapshotRow(db, row.id, name)) !== undefined) throw new VarveError('ALREADY_EXISTS', `CVD ${cvd} has a snapshot ${name} already`)
+      const row = await findCvd(db, init.cvd)
+      if (row.base_map_digest === null || row.recipe_digest === null) throw new RangeError(`CVD ${init.cvd} has not been started`)
+      if ((await snapshotRow(db, row.id, init.name)) !== undefined) throw new VarveError('ALREADY_EXISTS', `CVD ${init.cvd} has a snapshot ${init.name} already`)
       const snapshot: SnapshotRow = {
         cvd_id: row.id,
-        name,
+        name: init.name,
         created_at_ms: Date.now(),
         recipe_digest: row.recipe_digest,
         map_digest: null,
         base_map_digest: row.base_map_digest,
-        overlays: row.overlays,
+        overlay: row.overlay,
+        generation: init.generation,
       }
       await db.insertInto('snapshots').values(snapshot).execute()
       const layers = await db.selectFrom('cvd_layers').select(['position', 'layer_name', 'layer_version']).where('cvd_id', '=', row.id).execute()
-      if (layers.length > 0) await db.insertInto('snapshot_layers').values(layers.map((layer) => ({ cvd_id: row.id, snapshot_name: name, ...layer }))).execute()
-      const generation = row.last_overlay + 1
-      const changed = { overlays: JSON.stringify([...parseOverlays(row.overlays), generation]), last_overlay: generation }
-      await db.updateTable('cvds').set(changed).where('id', '=', row.id).execute()
-      return { snapshot: await snapshotOf(db, cvd, snapshot), cvd: await cvdOf(db, { ...row, ...changed }) }
+      if (layers.length > 0) await db.insertInto('snapshot_layers').values(layers.map((layer) => ({ cvd_id: row.id, snapshot_name: init.name, ...layer }))).execute()
+      return snapshotOf(db, init.cvd, snapshot)
     })
   }
 
   /**
-   * Records that the overlays of a frozen snapshot have become one block map. The CVD, and later snapshots, that stand on the same
-   * overlays stand on the map from now on.
-   * @param map what the snapshot's base shows under its overlays
-   * @returns generations that nothing needs any more: their directories can go once no server has them open
+   * Records that the base of a CVD and the lowest generation of its overlay have become one block map. The CVD, and the snapshots of later
+   * generations, stand on the map from now on; snapshots of this one are settled.
+   * @param change.generation no lower one is frozen any more
+   * @param change.map what the base shows under that generation
    * @throws VarveError NOT_FOUND
    */
-  async settleSnapshot(cvd: string, name: string, map: Digest): Promise<number[]> {
-    return this.#change(async (db) => {
+  async settle(cvd: string, change: { overlay: number; generation: number; map: Digest }): Promise<void> {
+    const mapDigest = digestToHex(change.map)
+    await this.#change(async (db) => {
       const row = await findCvd(db, cvd)
-      const settled = await findSnapshot(db, row, name)
-      if (settled.map_digest !== null) return []
-      const mapDigest = digestToHex(map)
-      const below = parseOverlays(settled.overlays)
-      const rebased = ({ base_map_digest, overlays }: { base_map_digest: string | null; overlays: string }) => {
-        const generations = parseOverlays(overlays)
-        const stands = base_map_digest === settled.base_map_digest && below.every((generation, index) => generations[index] === generation)
-        return stands ? { base_map_digest: mapDigest, overlays: JSON.stringify(generations.slice(below.length)) } : undefined
-      }
-      for (const snapshot of await db.selectFrom('snapshots').selectAll().where('cvd_id', '=', row.id).where('map_digest', 'is', null).execute()) {
-        const change = rebased(snapshot)
-        if (change === undefined) continue
-        const frozen = change.overlays !== '[]'
-        const changed = frozen ? change : { map_digest: mapDigest, base_map_digest: null, overlays: '[]' }
-        await db.updateTable('snapshots').set(changed).where('cvd_id', '=', row.id).where('name', '=', snapshot.name).execute()
-      }
-      const change = rebased(row)
-      if (change !== undefined) await db.updateTable('cvds').set(change).where('id', '=', row.id).execute()
-      const needed = await overlaysNeeded(db, row.id)
-      return below.filter((generation) => !needed.has(generation))
+      const ofStack = db.updateTable('snapshots').where('cvd_id', '=', row.id).where('overlay', '=', change.overlay)
+      await ofStack.where('generation', '>', change.generation).set({ base_map_digest: mapDigest }).execute()
+      await ofStack.where('generation', '=', change.generation).set({ map_digest: mapDigest, base_map_digest: null, overlay: null, generation: null }).execute()
+      await db.updateTable('cvds').set({ base_map_digest: mapDigest }).where('id', '=', row.id).where('overlay', '=', change.overlay).execute()
     })
   }
 
@@ -401,17 +375,12 @@ export class Catalog implements AsyncDisposable {
     return Promise.all(rows.map((row) => snapshotOf(db, cvd, row)))
   }
 
-  /**
-   * @returns generations of overlays that nothing needs any more
-   * @throws VarveError NOT_FOUND
-   */
-  async removeSnapshot(cvd: string, name: string): Promise<number[]> {
-    return this.#change(async (db) => {
+  /** What it holds of its CVD's overlay goes with the next settling, what it holds of chunks with the next collection. @throws VarveError NOT_FOUND */
+  async removeSnapshot(cvd: string, name: string): Promise<void> {
+    await this.#change(async (db) => {
       const row = await findCvd(db, cvd)
-      const { overlays } = await findSnapshot(db, row, name)
+      await findSnapshot(db, row, name)
       await db.deleteFrom('snapshots').where('cvd_id', '=', row.id).where('name', '=', name).execute()
-      const needed = await overlaysNeeded(db, row.id)
-      return parseOverlays(overlays).filter((generation) => !needed.has(generation))
     })
   }
 
@@ -515,4 +484,28 @@ export class Catalog implements AsyncDisposable {
     }
     return [...roots.values()]
   }
+}
+
+async function insertLayer(db: Transaction<CatalogTables>, init: LayerInit): Promise<Layer> {
+  const { last_version: version } = await db
+    .insertInto('layer_names')
+    .values({ name: init.name, last_version: 1 })
+    .onConflict((conflict) => conflict.column('name').doUpdateSet((columns) => ({ last_version: columns('layer_names.last_version', '+', 1) })))
+    .returning('last_version')
+    .executeTakeFirstOrThrow()
+  if (version > VERSION_MAX) throw new VarveError('LIMIT_EXCEEDED', `layer ${init.name} has had ${VERSION_MAX} versions`)
+  const row: LayerRow = {
+    name: init.name,
+    version,
+    kind: init.kind,
+    content: init.content,
+    digest: digestToHex(init.digest),
+    entries: init.entries,
+    content_bytes: init.contentBytes,
+    created_at_ms: Date.now(),
+    source: init.source,
+    labels: JSON.stringify(init.labels ?? {}),
+  }
+  await db.insertInto('layers').values(row).execute()
+  return layerOf(row)
 }

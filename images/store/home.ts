@@ -68,9 +68,9 @@ export class Home implements AsyncDisposable {
     return join(this.directory, 'overlays', cvdId)
   }
 
-  /** Where one generation of a CVD's overlays is; its owner makes it. */
-  overlayDirectory(cvdId: string, generation: number): string {
-    return join(this.overlaysDirectory(cvdId), String(generation))
+  /** Where one overlay stack of a CVD is; its owner makes it. */
+  overlayDirectory(cvdId: string, overlay: number): string {
+    return join(this.overlaysDirectory(cvdId), String(overlay))
   }
 
   /** For what can be thrown away at any time; each user has files or a directory of its own in it. */

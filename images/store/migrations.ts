@@ -44,7 +44,7 @@ async function layersCvdsSnapshots(db: Kysely<unknown>): Promise<void> {
     .addColumn('device', 'text')
     .addColumn('recipe_digest', 'text')
     .addColumn('base_map_digest', 'text')
-    .addColumn('overlays', 'text', (column) => column.notNull())
+    .addColumn('overlay', 'integer')
     .addColumn('last_overlay', 'integer', (column) => column.notNull())
     .execute()
   await schema
@@ -64,7 +64,8 @@ async function layersCvdsSnapshots(db: Kysely<unknown>): Promise<void> {
     .addColumn('recipe_digest', 'text', (column) => column.notNull())
     .addColumn('map_digest', 'text')
     .addColumn('base_map_digest', 'text')
-    .addColumn('overlays', 'text', (column) => column.notNull())
+    .addColumn('overlay', 'integer')
+    .addColumn('generation', 'bigint')
     .addPrimaryKeyConstraint('snapshots_key', ['cvd_id', 'name'])
     .execute()
   await schema

@@ -9,7 +9,7 @@ import { promisify } from 'node:util'
 import { compressInto } from '../chunk/codec.ts'
 import type { CodecOptions } from '../chunk/codec.ts'
 import type { Digest } from '../chunk/digest.ts'
-import { PACK_BYTES_TARGET, PACK_ID_BYTES, RECORD_BYTES_MAX, RECORD_HEADER_BYTES, encodePackHeader, encodeRecordHeader, packFileName } from './pack-format.ts'
+import { PACK_BYTES_TARGET, PACK_HEADER_BYTES, PACK_ID_BYTES, RECORD_BYTES_MAX, RECORD_HEADER_BYTES, encodePackHeader, encodeRecordHeader, packFileName } from './pack-format.ts'
 import { syncDirectory } from './pack-index.ts'
 import type { ChunkRow, PackIndex } from './pack-index.ts'
 
@@ -36,6 +36,8 @@ export class PackAppender {
   readonly #lease: number
   readonly #buffer = Buffer.allocUnsafeSlow(WRITE_BYTES + RECORD_BYTES_MAX)
   #buffered = 0
+  /** Bytes of all packs that it has begun, headers included. */
+  bytesAppended = 0
   #current: OpenPack | undefined
   /** Full ones that are not committed yet. */
   #full: OpenPack[] = []
@@ -65,6 +67,7 @@ export class PackAppender {
     const { codec, length: stored } = fill(this.#buffer.subarray(at + RECORD_HEADER_BYTES))
     encodeRecordHeader(this.#buffer, at, { digest, codec, raw, stored })
     this.#buffered = at + RECORD_HEADER_BYTES + stored
+    this.bytesAppended += RECORD_HEADER_BYTES + stored
     const row = { digest, pack: pack.pack, offset: pack.bytes + at, stored, raw, codec }
     if (pack.bytes + this.#buffered >= PACK_BYTES_TARGET) this.#finishPack(pack)
     else if (this.#buffered >= WRITE_BYTES) this.#flush(pack)
@@ -78,7 +81,8 @@ export class PackAppender {
     const pack: OpenPack = { pack: number, id, fd, bytes: 0, committedBytes: 0 }
     this.#current = pack
     writeFully(fd, encodePackHeader(id), 0)
-    pack.bytes = encodePackHeader(id).length
+    pack.bytes = PACK_HEADER_BYTES
+    this.bytesAppended += PACK_HEADER_BYTES
     return pack
   }
 

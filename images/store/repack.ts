@@ -68,10 +68,10 @@ export async function repack(directory: string, index: PackIndex, packs: PackRow
       result.dropped.push(...damaged.map(({ digest }) => digest))
       moves.push(...copied)
       done.push(pack)
-      result.bytesWritten += copied.reduce((sum, { to }) => sum + RECORD_HEADER_BYTES + to.stored, 0)
       if (batchBytes >= BATCH_BYTES) await finishBatch()
     }
     await finishBatch()
+    result.bytesWritten = appender.bytesAppended
   } finally {
     try {
       await appender.close()
