@@ -115,7 +115,7 @@ export class ContentPipeline implements AsyncDisposable {
     const { workers } = this.#options
     const commits = Array.from({ length: workers }, async () => unwrap(await pool.run({ kind: 'commit', taken, workers })) as WriterFigures)
     // A worker that fails leaves the others waiting for it: the first failure counts.
-    const failed = new Promise<never>((_, reject) => this.#waiting.push(() => this.#failure !== undefined && reject(this.#failure.error as Error)))
+    const failed = new Promise<never>((_, reject) => this.#waiting.push(() => this.#failure !== undefined && reject(this.#failure.error)))
     for (const worker of await Promise.race([Promise.all(commits), failed])) add(figures, worker)
     return figures
   }

@@ -65,10 +65,9 @@ interface FoundFile {
   cached?: CachedFile
 }
 
-export interface DirectoryFigures {
-  /** Regular files, each inode once. */
-  files: number
-  /** Of those, files that were known to be unchanged, and not read. */
+interface DirectoryResult {
+  tree: Tree
+  /** Files that were known to be unchanged and were not read. */
   filesUnchanged: number
 }
 
@@ -77,7 +76,7 @@ export interface DirectoryFigures {
  * @param kind `overlay`: marks of overlayfs are read as what they mean
  * @throws VarveError SOURCE_INVALID, SOURCE_CHANGED, SOURCE_UNSUPPORTED
  */
-export async function importDirectory(context: ImportContext, path: string, kind: 'dir' | 'overlay'): Promise<{ tree: Tree; figures: DirectoryFigures }> {
+export async function importDirectory(context: ImportContext, path: string, kind: 'dir' | 'overlay'): Promise<DirectoryResult> {
   return new DirectoryImport(context, path, kind).run()
 }
 
@@ -122,7 +121,7 @@ class DirectoryImport {
     this.#cache = new FileCache(this.#cacheFile, this.#builder, (digest) => writer.has(digest))
   }
 
-  async run(): Promise<{ tree: Tree; figures: DirectoryFigures }> {
+  async run(): Promise<DirectoryResult> {
     await this.#scan()
     const { progress, pipeline } = this.#context
     progress.now.filesTotal = this.#files.count
@@ -132,7 +131,7 @@ class DirectoryImport {
     // Before the cache says that they are there.
     await pipeline.commit()
     this.#writeCache()
-    return { tree: this.#builder.build(), figures: { files: this.#files.count, filesUnchanged: this.#unchanged } }
+    return { tree: this.#builder.build(), filesUnchanged: this.#unchanged }
   }
 
   async #scan(): Promise<void> {

@@ -1,66 +1,125 @@
 /**
- * Import: a source becomes a tree, its content chunks, and then a layer of the catalog. Order of what becomes durable:
- * chunks, then the tree as an object, then the row of the catalog that names it; who is interrupted leaves chunks that nothing names,
- * which the next run finds and a collection removes.
+ * Import: a source becomes trees, their chunks, and then layers of the catalog. What becomes durable in this order: chunks, the trees as objects,
+ * the rows of the catalog that name them. Who is interrupted leaves chunks that nothing names, which the next run finds and a collection removes.
  */
 import { availableParallelism } from 'node:os'
-import { VarveError } from '@varve/images/errors.ts'
+import type { Catalog, Layer, LayerKind } from '@varve/images/store/catalog.ts'
 import type { PackStore } from '@varve/images/store/pack-store.ts'
+import type { PackWriter } from '@varve/images/store/pack-writer.ts'
 import type { WriterFigures } from '@varve/images/store/chunk-store.ts'
+import { checkName } from '@varve/images/store/names.ts'
+import { putObject } from '@varve/images/store/object.ts'
 import type { Tree } from '@varve/images/tree/tree.ts'
+import { encodeTree } from '@varve/images/tree/tree-format.ts'
 import { ContentPipeline, WORKERS_MAX } from './content-pipeline.ts'
 import { importDirectory } from './directory-source.ts'
 import { Progress } from './import-context.ts'
 import type { ImportContext, ImportProgress } from './import-context.ts'
+import { importOci } from './oci-source.ts'
 import { parseSource } from './source.ts'
 import type { Source } from './source.ts'
+import { fileBytes, importTar, standardInput } from './tar-source.ts'
 
-export interface ImportOptions {
+export interface ImportTreesOptions {
   store: PackStore
   /** Where file caches are kept; without one, all files are read. */
   cacheDirectory?: string
   source: string | Source
-  /** Threads that read, hash and compress; 1 .. 8, by default as many as there are processors. */
+  /** Makes one tree of an image of several layers. */
+  squash?: boolean
+  /** Threads that read, hash and compress: 1 .. 8; by default as many as there are processors. */
   workers?: number
   signal?: AbortSignal
-  /** Ten times a second at most. */
+  /** Called ten times a second at most. */
   onProgress?: (progress: ImportProgress) => void
 }
 
+export interface ImportLayerOptions extends Omit<ImportTreesOptions, 'store' | 'cacheDirectory'> {
+  home: { store: PackStore; catalog: Catalog; cacheDirectory: string }
+  /** Of the layer. An image of several layers that is not squashed gives NAME-1, NAME-2, ..., bottom first. */
+  name: string
+  kind: LayerKind
+}
+
 export interface ImportFigures {
+  /** Regular files, those with several names once in each tree. */
   files: number
+  /** Of those, files that were known to be unchanged and were not read. */
   filesUnchanged: number
-  /** Bytes of the tree's files, holes included. */
+  /** Bytes of the files, holes included. */
   contentBytes: number
-  /** What the workers found and wrote. */
+  /** What was put for them, found or new, and what it takes. */
   written: WriterFigures
 }
 
-export interface ImportedTree {
-  tree: Tree
+/**
+ * Imports a source as the next version of a layer; all that it stands on is durable then.
+ * @throws VarveError NAME_INVALID, and what importTrees throws
+ */
+export async function importLayer(options: ImportLayerOptions): Promise<{ layers: Layer[]; trees: Tree[]; figures: ImportFigures }> {
+  const { home, name, kind, source } = options
+  checkName(name, 'layer')
+  // Open until the catalog names the trees: it holds all that is found or put from now on.
+  await using writer = home.store.writer({ signal: options.signal })
+  const { trees, figures } = await readTrees({ ...options, store: home.store, cacheDirectory: home.cacheDirectory }, writer)
+  const digests = trees.map((tree) => putObject(writer, encodeTree(tree)))
+  await writer.commit()
+  options.signal?.throwIfAborted()
+  const layers = await home.catalog.addLayers(
+    trees.map((tree, index) => ({
+      name: trees.length === 1 ? name : `${name}-${index + 1}`,
+      kind,
+      content: 'tree' as const,
+      digest: digests[index],
+      entries: tree.entryCount,
+      contentBytes: tree.contentBytes,
+      source: typeof source === 'string' ? source : formatSource(source),
+    })),
+  )
+  return { layers, trees, figures }
 }
 
 /**
- * Reads a source into trees whose chunks are durable in the store. The caller holds a lease of the store until something names the trees.
+ * Reads a source into trees, bottom first, whose chunks are durable then. The caller holds a lease of the store until something names the trees.
  * @throws VarveError SOURCE_INVALID, SOURCE_CHANGED, SOURCE_UNSUPPORTED, FORMAT_INVALID, FORMAT_UNSUPPORTED, LIMIT_EXCEEDED, LIBRARY_MISSING
  */
-export async function importTrees(options: ImportOptions): Promise<{ trees: ImportedTree[]; figures: ImportFigures }> {
+export async function importTrees(options: ImportTreesOptions): Promise<{ trees: Tree[]; figures: ImportFigures }> {
+  await using writer = options.store.writer({ signal: options.signal })
+  return await readTrees(options, writer)
+}
+
+async function readTrees(options: ImportTreesOptions, writer: PackWriter): Promise<{ trees: Tree[]; figures: ImportFigures }> {
   const { store, signal, cacheDirectory } = options
   const source = typeof options.source === 'string' ? parseSource(options.source) : options.source
   const workers = Math.min(options.workers ?? availableParallelism(), WORKERS_MAX)
   if (!(Number.isInteger(workers) && workers >= 1)) throw new RangeError(`${options.workers} is not a number of workers`)
   signal?.throwIfAborted()
   const progress = new Progress(options.onProgress)
-  await using writer = store.writer({ signal })
   await using pipeline = new ContentPipeline({ store, packsDirectory: store.directory, workers, signal })
-  const context: ImportContext = { pipeline, writer, progress, signal, cacheDirectory }
-  const { tree, figures } = await read(context, source)
+  const { trees, filesUnchanged } = await readSource({ pipeline, writer, progress, signal, cacheDirectory }, source, options.squash ?? false)
   const written = await pipeline.commit()
   progress.tell(true)
-  return { trees: [{ tree }], figures: { ...figures, contentBytes: tree.contentBytes, written } }
+  const { files } = progress.now
+  return { trees, figures: { files, filesUnchanged, contentBytes: trees.reduce((sum, tree) => sum + tree.contentBytes, 0), written } }
 }
 
-async function read(context: ImportContext, source: Source) {
-  if (source.kind === 'dir' || source.kind === 'overlay') return importDirectory(context, source.path, source.kind)
-  throw new VarveError('SOURCE_UNSUPPORTED', source.kind)
+async function readSource(context: ImportContext, source: Source, squash: boolean): Promise<{ trees: Tree[]; filesUnchanged: number }> {
+  switch (source.kind) {
+    case 'dir':
+    case 'overlay': {
+      const { tree, filesUnchanged } = await importDirectory(context, source.path, source.kind)
+      return { trees: [tree], filesUnchanged }
+    }
+    case 'tar': {
+      const onSize = (sizeBytes: number) => void (context.progress.now.sourceBytesTotal = sizeBytes)
+      const bytes = source.path === '-' ? standardInput(context.signal) : fileBytes(source.path, { onSize })
+      return { trees: [await importTar(context, bytes)], filesUnchanged: 0 }
+    }
+    case 'oci':
+      return { trees: await importOci(context, { directory: source.path, tag: source.tag, squash }), filesUnchanged: 0 }
+  }
+}
+
+function formatSource(source: Source): string {
+  return `${source.kind}:${source.path}${source.kind === 'oci' && source.tag !== undefined ? `:${source.tag}` : ''}`
 }

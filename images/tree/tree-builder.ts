@@ -122,6 +122,11 @@ export class TreeBuilder {
     return this.#kind.values[inode] as Kind
   }
 
+  /** Target of a symlink or link. */
+  target(inode: number): Uint8Array | undefined {
+    return this.#targets.get(inode)
+  }
+
   /** The inode's attributes, sorted by name; one array for all inodes that have the same. */
   xattrs(inode: number): readonly Xattr[] {
     return this.#xattrSets[this.#inodeSet.values[inode]]
