@@ -154,6 +154,11 @@ export class Tree {
     return this.chunkDigests.subarray(chunk * 32, chunk * 32 + 32)
   }
 
+  /** Digest of a piece's chunk, a view; undefined for a hole. */
+  pieceDigest(piece: number): Uint8Array | undefined {
+    return this.pieceChunk[piece] === HOLE ? undefined : this.chunkDigest(this.pieceChunk[piece])
+  }
+
   /** Bytes of all files, each inode once, holes included. */
   get contentBytes(): number {
     let sum = 0
