@@ -8,17 +8,23 @@ import { digestToHex } from '@varve/images/chunk/digest.ts'
 import { VarveError } from '@varve/images/errors.ts'
 
 const WORDS = 8
-const COUNT_INITIAL = 1024
 
 export class DigestTable {
   #count = 0
-  #words = new Uint32Array(COUNT_INITIAL * WORDS)
-  #bytes = new Uint32Array(COUNT_INITIAL)
+  readonly #words: Uint32Array<ArrayBuffer>
+  readonly #bytes: Uint32Array
   /** Number + 1 of the digest in each slot, 0 where free; a power of two, at most half full. */
-  #slots = new Uint32Array(COUNT_INITIAL * 2)
+  readonly #slots: Uint32Array
   readonly #factors = randomFillSync(new Uint32Array(WORDS))
   readonly #probe = new Uint32Array(WORDS)
   readonly #probeBytes = Buffer.from(this.#probe.buffer)
+
+  /** @param countMax how many distinct digests may come */
+  constructor(countMax: number) {
+    this.#words = new Uint32Array(countMax * WORDS)
+    this.#bytes = new Uint32Array(countMax)
+    this.#slots = new Uint32Array(2 ** Math.ceil(Math.log2(countMax * 2 + 1)))
+  }
 
   /**
    * @param from array that holds the 32 bytes of the digest at `offset`
@@ -31,7 +37,7 @@ export class DigestTable {
     this.#probeBytes.set(offset === 0 && from.length === 32 ? from : from.subarray(offset, offset + 32))
     const slots = this.#slots
     const words = this.#words
-    let slot = this.#hash(probe, 0) & (slots.length - 1)
+    let slot = this.#hash(probe) & (slots.length - 1)
     for (; slots[slot] !== 0; slot = (slot + 1) & (slots.length - 1)) {
       const at = (slots[slot] - 1) * WORDS
       let word = 0
@@ -43,11 +49,7 @@ export class DigestTable {
       }
       return known
     }
-    if ((this.#count + 1) * WORDS > words.length) {
-      this.#grow()
-      return this.add(from, offset, bytes)
-    }
-    this.#words.set(probe, this.#count * WORDS)
+    words.set(probe, this.#count * WORDS)
     this.#bytes[this.#count] = bytes
     slots[slot] = ++this.#count
     return this.#count - 1
@@ -63,28 +65,12 @@ export class DigestTable {
     return this.#bytes.slice(0, this.#count)
   }
 
-  #hash(words: Uint32Array, at: number): number {
+  #hash(words: Uint32Array): number {
     let hash = 0
     for (let word = 0; word < WORDS; word++) {
-      hash = Math.imul(hash ^ words[at + word], this.#factors[word] | 1)
+      hash = Math.imul(hash ^ words[word], this.#factors[word] | 1)
       hash ^= hash >>> 15
     }
     return hash >>> 0
-  }
-
-  #grow(): void {
-    const words = new Uint32Array(this.#words.length * 2)
-    words.set(this.#words)
-    this.#words = words
-    const bytes = new Uint32Array(this.#bytes.length * 2)
-    bytes.set(this.#bytes)
-    this.#bytes = bytes
-    const slots = new Uint32Array(this.#slots.length * 2)
-    for (let index = 0; index < this.#count; index++) {
-      let slot = this.#hash(words, index * WORDS) & (slots.length - 1)
-      while (slots[slot] !== 0) slot = (slot + 1) & (slots.length - 1)
-      slots[slot] = index + 1
-    }
-    this.#slots = slots
   }
 }

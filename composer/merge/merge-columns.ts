@@ -91,7 +91,7 @@ function contentColumns(trees: readonly Tree[], { count, layer, inode }: InodeSo
   const pieceCount = new Uint32Array(count)
   const pieceChunk = new Uint32Array(pieces)
   const pieceBytes = new Float64Array(pieces)
-  const chunks = new DigestTable()
+  const chunks = new DigestTable(pieces)
   /** By layer: merged number + 1 of each of its chunks, 0 where not yet known. */
   const renumbered = trees.map((tree) => new Uint32Array(tree.chunkCount))
   let piece = 0
