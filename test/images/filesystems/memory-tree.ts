@@ -15,6 +15,8 @@ const DEFAULTS: InodeInit = { kind: Kind.file, mode: 0o644, uid: 0, gid: 0, mtim
 export class MemoryTree {
   readonly builder: TreeBuilder
   readonly #content = new Map<string, Uint8Array>()
+  /** Names so far, without the root's. */
+  entries = 0
 
   constructor(root: Partial<InodeInit> = {}) {
     this.builder = new TreeBuilder({ ...DEFAULTS, kind: Kind.directory, mode: 0o755, ...root })
@@ -23,7 +25,13 @@ export class MemoryTree {
   /** Adds an inode with a name. @returns entry and inode */
   add(parent: number, name: string, init: Partial<InodeInit> & { kind: InodeInit['kind'] }): { entry: number; inode: number } {
     const inode = this.builder.addInode({ ...DEFAULTS, ...init })
-    return { entry: this.builder.addEntry(parent, name, inode), inode }
+    return { entry: this.link(parent, name, inode), inode }
+  }
+
+  /** Adds a name of an inode. @returns its entry */
+  link(parent: number, name: string, inode: number): number {
+    this.entries++
+    return this.builder.addEntry(parent, name, inode)
   }
 
   /** Adds a directory. @returns its entry */

@@ -24,7 +24,7 @@ export function randomTree(random: Random): BuiltTree {
     used.add(`${parent}/${name}`)
     const kind = random.pick([Kind.file, Kind.file, Kind.file, Kind.directory, Kind.symlink, Kind.character, Kind.block, Kind.fifo, Kind.socket])
     if (linkable.length > 0 && random.chance(0.05)) {
-      built.builder.addEntry(parent, name, random.pick(linkable).inode)
+      built.link(parent, name, random.pick(linkable).inode)
     } else if (kind === Kind.directory) {
       const directory = built.directory(parent, name, randomInit(random, kind))
       directories.push(directory)
