@@ -30,9 +30,11 @@ export interface ExportProvider {
   open(name: string): Promise<ServedExport>
 }
 
-/** What a source of exports opens: SharedExports closes the device with its last user. */
+/** What a source of exports opens: SharedExports closes it with its last user. */
 export interface OpenedExport extends ExportInfo {
   readonly device: BlockDevice
+  /** Closes the device and what it stands on; by default the device alone. */
+  close?(): Promise<void>
   readonly fastZeroes?: boolean
 }
 
@@ -100,7 +102,7 @@ export class SharedExports implements ExportProvider {
 
   async #release(name: string, shared: SharedExport): Promise<void> {
     if (--shared.users > 0) return
-    shared.closed = shared.opened.then(async ({ device }) => device[Symbol.asyncDispose]()).finally(() => this.#shared.delete(name))
+    shared.closed = shared.opened.then(async (opened) => (opened.close === undefined ? opened.device[Symbol.asyncDispose]() : opened.close())).finally(() => this.#shared.delete(name))
     await shared.closed
   }
 }

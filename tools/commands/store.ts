@@ -1,0 +1,76 @@
+/**
+ * `varve gc`, `varve verify`, `varve doctor`: what keeps the store sound.
+ */
+import path from 'node:path'
+import type { Command } from 'commander'
+import { digestToHex } from '@varve/images/chunk/digest.ts'
+import { doctor } from '@varve/images/store/doctor.ts'
+import { isVarveError } from '@varve/images/errors.ts'
+import { PackStore } from '@varve/images/store/pack-store.ts'
+import { checkRoots, reachableChunks } from '@varve/images/store/reachable.ts'
+import { removeLeftOverlays } from '../cvd-disk.ts'
+import { action } from '../invocation.ts'
+import { ExitStatus, formatBytes, formatTable } from '../terminal.ts'
+
+/** Composed disks that nobody has used for so long are forgotten by a collection; they can be composed again. */
+const COMPOSED_UNUSED_MS_MAX = 30 * 24 * 3600 * 1000
+
+export function addStoreCommands(program: Command): void {
+  program.command('gc').option('--dry-run', 'only say what would go; exit status 3 if anything would').description('remove chunks that nothing reaches')
+    .action(action(async (invocation, options: { dryRun?: boolean }) => {
+      await using home = await invocation.openHome()
+      if (options.dryRun !== true) {
+        await home.catalog.forgetComposedMaps({ unusedMs: COMPOSED_UNUSED_MS_MAX })
+        await removeLeftOverlays(home)
+      }
+      const report = await home.store.collect(() => reachableChunks(home, invocation), { signal: invocation.signal, dryRun: options.dryRun })
+      const rows = [
+        ['reachable', `${report.chunksReachable} chunks`],
+        ['unreachable', `${report.unreachable.chunks} chunks, ${formatBytes(report.unreachable.bytesStored)}`],
+        ...(options.dryRun === true ? [] : [['freed', formatBytes(report.bytesFreed)]]),
+        ...(report.waiting.chunks > 0 ? [['waiting', `${report.waiting.chunks} chunks, for ${report.holders.join(', ')}`]] : []),
+      ]
+      invocation.result(report, formatTable(rows))
+      if (options.dryRun === true && report.unreachable.chunks > 0) invocation.finish(ExitStatus.undecided)
+      if (report.chunksMissing > 0) invocation.finish(ExitStatus.damaged)
+    }))
+
+  program.command('verify')
+    .option('--repair', 'rebuild the index from the packs, and give up what cannot be read')
+    .option('--quick', 'headers and index only; contents are not read')
+    .description('check every chunk, and that everything the catalog names is there; exit status 4 if damage was found')
+    .action(action(async (invocation, options: { repair?: boolean; quick?: boolean }) => {
+      const rebuilt = options.repair === true ? await rebuildIfNeeded(invocation.homeDirectory, invocation.signal) : undefined
+      await using home = await invocation.openHome()
+      const report = rebuilt ?? (await home.store.verify({ signal: invocation.signal, readData: options.quick !== true, repair: options.repair }))
+      const broken = []
+      for await (const { root, chunksMissing, problem } of checkRoots(home, invocation)) {
+        if (chunksMissing > 0 || problem !== undefined) broken.push({ type: root.type, digest: digestToHex(root.digest), chunksMissing, problem: problem?.message ?? null })
+      }
+      const lines = [
+        ...report.damage.map(({ file, offset, digest, problem }) => `${file}${offset === undefined ? '' : ` at ${offset}`}: ${problem}${digest === undefined ? '' : ` (chunk ${digest})`}`),
+        ...broken.map(({ type, digest, chunksMissing, problem }) => `${type} ${digest}: ${problem ?? `${chunksMissing} chunks are missing`}`),
+        `${report.chunks} chunks in ${report.packs} packs, ${formatBytes(report.bytes)}: ${report.damageCount + broken.length === 0 ? 'sound' : 'damaged'}`,
+      ]
+      invocation.result({ ...report, broken }, lines.join('\n'))
+      if (broken.length > 0 || (report.damageCount > 0 && options.repair !== true)) invocation.finish(ExitStatus.damaged)
+    }))
+
+  program.command('doctor').description('check home, index, catalog and libraries, and say what to do').action(action(async (invocation) => {
+    const findings = await doctor(invocation.homeDirectory, invocation)
+    invocation.result(findings, formatTable(findings.map(({ state, what, advice }) => [state, what, advice ?? ''])))
+    if (findings.some(({ state }) => state === 'damage')) invocation.finish(ExitStatus.damaged)
+  }))
+}
+
+/** A store whose index is missing or unreadable cannot be opened: then all of it is made anew. */
+async function rebuildIfNeeded(homeDirectory: string, signal: AbortSignal) {
+  const packs = path.join(homeDirectory, 'packs')
+  try {
+    PackStore.open(packs).close()
+    return undefined
+  } catch (error) {
+    if (!isVarveError(error, 'INDEX_INVALID')) throw error
+    return PackStore.rebuild(packs, { signal })
+  }
+}
