@@ -4,8 +4,8 @@
 import { DIGEST_BYTES } from '../chunk/digest.ts'
 import { CHUNK_BYTES_MAX } from '../chunk/limits.ts'
 import { VarveError } from '../errors.ts'
-import { ChunkTable, digestWords } from './chunk-table.ts'
-import type { ChunkColumns } from './chunk-table.ts'
+import { ChunkTable, digestWords } from '../chunk/chunk-table.ts'
+import type { ChunkColumns } from '../chunk/chunk-table.ts'
 import { BELOW, HOLE, SPECIAL_MIN, ZERO } from './extent-columns.ts'
 
 /** A map has no more extents than this. */

@@ -8,7 +8,7 @@ import { CHUNK_BYTES_MAX } from '../chunk/limits.ts'
 import { VarveError } from '../errors.ts'
 import { decodeBlockMap, encodeBlockMap, EXTENTS_MAX } from './block-map-format.ts'
 import type { BlockMapColumns } from './block-map-format.ts'
-import { ChunkTable, digestWords } from './chunk-table.ts'
+import { ChunkTable, digestWords } from '../chunk/chunk-table.ts'
 import { BELOW, ExtentColumns, HOLE, SPECIAL_MIN, ZERO } from './extent-columns.ts'
 import { sortedOrder } from './sorted-order.ts'
 

@@ -2,7 +2,7 @@
  * TreeBuilder: collects entries, inodes and chunks in any order and gives the canonical Tree.
  * It refuses what tree-format.ts would not read again, when it is added, so that the error can say where it came from.
  */
-import { DIGEST_BYTES } from '../chunk/digest.ts'
+import { ChunkTable } from '../chunk/chunk-table.ts'
 import { VarveError } from '../errors.ts'
 import { Column } from './column.ts'
 import { CONTENT_BYTES_MAX, NAME_BYTES_MAX, TARGET_BYTES_MAX } from './limits.ts'
@@ -60,11 +60,7 @@ export class TreeBuilder {
   readonly #pieceChunk = new Column(new Uint32Array())
   readonly #pieceBytes = new Column(new Float64Array())
 
-  // By chunk.
-  readonly #chunkDigests = new Column(new Uint8Array())
-  readonly #chunkBytes = new Column(new Uint32Array())
-  /** Hash table by the first word of the digest, at most half full: number of a chunk plus 1, or 0. */
-  #chunkSlots = new Uint32Array(1024)
+  readonly #chunks = new ChunkTable()
 
   readonly #xattrSets: Xattr[][] = [[]]
   readonly #setByKey = new Map<string, number>()
@@ -151,53 +147,27 @@ export class TreeBuilder {
     return this.#entryParent.push(parent)
   }
 
-  /** @returns the number of the chunk; the same digest gives the same number. The caller may reuse `digest`. */
+  /**
+   * @returns the number of the chunk; the same digest gives the same number. The caller may reuse `digest`.
+   * @throws VarveError FORMAT_INVALID if the digest was added with another length
+   */
   addChunk(digest: Uint8Array, bytes: number): number {
-    let slot = this.#slotOf(digest, 0)
-    for (let known = this.#chunkSlots[slot]; known !== 0; known = this.#chunkSlots[slot]) {
-      if (this.#isChunk(known - 1, digest)) return known - 1
-      slot = (slot + 1) & (this.#chunkSlots.length - 1)
-    }
-    const chunk = this.#chunkBytes.push(bytes)
-    this.#chunkDigests.append(digest.length === DIGEST_BYTES ? digest : digest.subarray(0, DIGEST_BYTES))
-    this.#chunkSlots[slot] = chunk + 1
-    if (this.#chunkBytes.length * 2 > this.#chunkSlots.length) this.#growChunkSlots()
-    return chunk
+    return this.#chunks.add(digest, bytes)
   }
 
   /** Chunks added. */
   get chunkCount(): number {
-    return this.#chunkBytes.length
+    return this.#chunks.count
   }
 
   /** 32 bytes, a view that is valid until the next chunk is added. */
   chunkDigest(chunk: number): Uint8Array {
-    return this.#chunkDigests.values.subarray(chunk * DIGEST_BYTES, (chunk + 1) * DIGEST_BYTES)
+    return this.#chunks.digest(chunk)
   }
 
   /** Bytes of a chunk. */
   chunkBytes(chunk: number): number {
-    return this.#chunkBytes.values[chunk]
-  }
-
-  #slotOf(digests: Uint8Array, at: number): number {
-    return (digests[at] | (digests[at + 1] << 8) | (digests[at + 2] << 16) | (digests[at + 3] << 24)) & (this.#chunkSlots.length - 1)
-  }
-
-  #isChunk(chunk: number, digest: Uint8Array): boolean {
-    const digests = this.#chunkDigests.values
-    const at = chunk * DIGEST_BYTES
-    for (let index = 0; index < DIGEST_BYTES; index++) if (digests[at + index] !== digest[index]) return false
-    return true
-  }
-
-  #growChunkSlots(): void {
-    this.#chunkSlots = new Uint32Array(this.#chunkSlots.length * 2)
-    for (let chunk = 0; chunk < this.#chunkBytes.length; chunk++) {
-      let slot = this.#slotOf(this.#chunkDigests.values, chunk * DIGEST_BYTES)
-      while (this.#chunkSlots[slot] !== 0) slot = (slot + 1) & (this.#chunkSlots.length - 1)
-      this.#chunkSlots[slot] = chunk + 1
-    }
+    return this.#chunks.bytes(chunk)
   }
 
   /**
@@ -213,7 +183,7 @@ export class TreeBuilder {
       if (!(bytes[at] >= 1)) throw new RangeError('a piece is not empty')
       size += bytes[at]
       if (chunks[at] !== HOLE) {
-        if (this.#chunkBytes.values[chunks[at]] !== bytes[at]) throw new RangeError('a piece is not the whole of its chunk')
+        if (chunks[at] >= this.#chunks.count || this.#chunks.bytes(chunks[at]) !== bytes[at]) throw new RangeError('a piece is not the whole of its chunk')
       } else if (at > 0 && chunks[at - 1] === HOLE) {
         doubled = true
       }
@@ -359,7 +329,7 @@ export class TreeBuilder {
     const sizeBytes = new Float64Array(count)
     const pieceChunk = new Uint32Array(pieces)
     const pieceBytes = new Float64Array(pieces)
-    const newChunk = new Uint32Array(this.#chunkBytes.length).fill(HOLE)
+    const newChunk = new Uint32Array(this.#chunks.count).fill(HOLE)
     const chunks = new Column(new Uint32Array())
     let total = 0
     for (let index = 0; index < count; index++) {
@@ -376,10 +346,7 @@ export class TreeBuilder {
       total += size
       if (total > CONTENT_BYTES_MAX) throw new VarveError('LIMIT_EXCEEDED', `the files are together larger than ${CONTENT_BYTES_MAX} bytes`)
     }
-    const chunkBytes = gathered(this.#chunkBytes, chunks.values.subarray(0, chunks.length))
-    const chunkDigests = new Uint8Array(chunks.length * DIGEST_BYTES)
-    for (let index = 0; index < chunks.length; index++) chunkDigests.set(this.chunkDigest(chunks.values[index]), index * DIGEST_BYTES)
-    return { firstPiece, pieceCount, sizeBytes, pieceChunk, pieceBytes, chunkDigests, chunkBytes }
+    return { firstPiece, pieceCount, sizeBytes, pieceChunk, pieceBytes, ...this.#chunks.columnsOf(chunks.values.subarray(0, chunks.length)) }
   }
 
   #xattrSet(xattrs: readonly Xattr[] | undefined): number {

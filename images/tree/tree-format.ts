@@ -5,8 +5,8 @@
  * and attribute sets are numbered by first use, so that only second uses stand in the bytes. What cannot be written need not be checked,
  * and one content has one encoding.
  */
+import { ChunkTable, digestWords } from '../chunk/chunk-table.ts'
 import { CHUNK_BYTES_MAX } from '../chunk/limits.ts'
-import { DIGEST_BYTES } from '../chunk/digest.ts'
 import { VarveError } from '../errors.ts'
 import {
   CONTENT_BYTES_MAX,
@@ -404,14 +404,13 @@ function readChunks(sections: Sections) {
     if (chunkBytes[chunk] === 0) throw invalid(`chunk ${chunk} is empty`)
     if (chunkBytes[chunk] > CHUNK_BYTES_MAX) throw new VarveError('LIMIT_EXCEEDED', `tree: chunk ${chunk} is larger than ${CHUNK_BYTES_MAX} bytes`)
   }
-  const digests = sections.buffer('chunkDigests')
-  const seen = new Set<string>()
-  for (let from = 0; from < digests.length; from += NAMES_AT_ONCE * DIGEST_BYTES) {
-    const block = digests.toString('latin1', from, from + NAMES_AT_ONCE * DIGEST_BYTES)
-    for (let at = 0; at < block.length; at += DIGEST_BYTES) seen.add(block.substring(at, at + DIGEST_BYTES))
+  const chunkDigests = sections.u8('chunkDigests')
+  const words = digestWords(chunkDigests)
+  const table = new ChunkTable(chunkBytes.length)
+  for (let chunk = 0; chunk < chunkBytes.length; chunk++) {
+    if (table.addFrom(words, chunk, chunkBytes[chunk]) !== chunk) throw invalid('a digest stands twice')
   }
-  if (seen.size !== chunkBytes.length) throw invalid('a digest stands twice')
-  return { chunkBytes, chunkDigests: sections.u8('chunkDigests') }
+  return { chunkBytes, chunkDigests }
 }
 
 /** Sets of attributes: sorted, distinct, none empty but the first, numbered by first use. */

@@ -3,13 +3,16 @@
  * Open addressing over one column of digests: no object and no string per chunk.
  */
 import { randomFillSync } from 'node:crypto'
-import { DIGEST_BYTES, digestToHex } from '../chunk/digest.ts'
-import type { Digest } from '../chunk/digest.ts'
+import { DIGEST_BYTES, digestToHex } from './digest.ts'
+import type { Digest } from './digest.ts'
 import { VarveError } from '../errors.ts'
 
 const DIGEST_WORDS = DIGEST_BYTES / 4
-/** Secret multipliers, so that nobody can make up digests that all fall into one place of the table. */
-const MULTIPLIERS = randomFillSync(new Uint32Array(DIGEST_WORDS)).map(word => word | 1)
+/**
+ * Secret multipliers, one for each half of a word, so that nobody can make up digests that fall into one place of the table:
+ * sums of 16-bit values times random 32-bit numbers are as good as random in their upper 17 bits, for any two different digests.
+ */
+const MULTIPLIERS = randomFillSync(new Uint32Array(DIGEST_WORDS * 2))
 
 export interface ChunkColumns {
   /** 32 bytes a chunk; starts at a multiple of 4 bytes of its buffer. */
@@ -74,7 +77,7 @@ export class ChunkTable {
       return this.#count - 1
     }
     if (this.#bytes[found] !== bytes) {
-      throw new VarveError('FORMAT_INVALID', `chunk ${digestToHex(this.#digest(found))} is said to be ${this.#bytes[found]} bytes and ${bytes} bytes`)
+      throw new VarveError('FORMAT_INVALID', `chunk ${digestToHex(this.digest(found))} is said to be ${this.#bytes[found]} bytes and ${bytes} bytes`)
     }
     return found
   }
@@ -102,7 +105,8 @@ export class ChunkTable {
     return { chunkDigests: new Uint8Array(words.buffer), chunkBytes }
   }
 
-  #digest(chunk: number): Digest {
+  /** 32 bytes, a view that is valid until the next chunk is added. */
+  digest(chunk: number): Digest {
     return this.#digests.subarray(chunk * DIGEST_BYTES, (chunk + 1) * DIGEST_BYTES)
   }
 
@@ -111,9 +115,8 @@ export class ChunkTable {
     const words = this.#words
     const mask = this.#slots.length - 1
     const at = chunk * DIGEST_WORDS
-    let hash = 0
-    for (let word = 0; word < DIGEST_WORDS; word++) hash = (hash + Math.imul(words[at + word], MULTIPLIERS[word])) | 0
-    for (let slot = (hash ^ (hash >>> 15)) & mask; ; slot = (slot + 1) & mask) {
+    const hash = hashOf(words, at)
+    for (let slot = hash & mask; ; slot = (slot + 1) & mask) {
       const found = this.#slots[slot] - 1
       if (found < 0 || this.#same(found * DIGEST_WORDS, at)) return slot
     }
@@ -137,4 +140,16 @@ export class ChunkTable {
     this.#slots = new Uint32Array(this.#slots.length * 2)
     for (let chunk = 0; chunk < this.#count; chunk++) this.#slots[this.#find(chunk)] = chunk + 1
   }
+}
+
+/** 32 bits of the digest of eight words from `at`; the last step spreads the good upper bits of the sum over all. */
+function hashOf(words: Uint32Array, at: number): number {
+  let sum = 0
+  for (let word = 0; word < DIGEST_WORDS; word++) {
+    const value = words[at + word]
+    sum = (sum + Math.imul(value & 0xffff, MULTIPLIERS[2 * word]) + Math.imul(value >>> 16, MULTIPLIERS[2 * word + 1])) | 0
+  }
+  sum = Math.imul(sum ^ (sum >>> 16), 0x85ebca6b)
+  sum = Math.imul(sum ^ (sum >>> 13), 0xc2b2ae35)
+  return sum ^ (sum >>> 16)
 }
