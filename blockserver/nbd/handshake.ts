@@ -52,11 +52,15 @@ export async function handshake(stream: HandshakeStream, options: HandshakeOptio
   const flags = (await stream.read(CLIENT_FLAGS_BYTES)).readUInt32BE()
   if ((flags & ~(NBD_FLAG_C_FIXED_NEWSTYLE | NBD_FLAG_C_NO_ZEROES)) !== 0) throw new HandshakeBroken(`unknown client flags ${flags}`)
   const haggling = new OptionHaggling(stream, options, (flags & NBD_FLAG_C_NO_ZEROES) !== 0)
-  for (let count = 0; count < OPTIONS_MAX; count++) {
-    const result = await haggling.next()
-    if (result !== 'more') return result
+  try {
+    for (let count = 0; count < OPTIONS_MAX; count++) {
+      const result = await haggling.next()
+      if (result !== 'more') return result
+    }
+    throw new HandshakeBroken(`more than ${OPTIONS_MAX} options`)
+  } finally {
+    await haggling.release()
   }
-  throw new HandshakeBroken(`more than ${OPTIONS_MAX} options`)
 }
 
 function greeting(): Buffer {
@@ -78,11 +82,20 @@ class OptionHaggling {
   #structured = false
   /** Name of the export for which base:allocation was selected last. */
   #allocationFor: string | undefined
+  /** The export that was asked about last: it stays open, since the option that uses it most likely follows. */
+  #opened: { name: string; served: ServedExport } | undefined
 
   constructor(stream: HandshakeStream, options: HandshakeOptions, noZeroes: boolean) {
     this.#stream = stream
     this.#options = options
     this.#noZeroes = noZeroes
+  }
+
+  /** Lets go of the export that is open, unless the transmission phase has it. */
+  async release(): Promise<void> {
+    const opened = this.#opened
+    this.#opened = undefined
+    await opened?.served.release()
   }
 
   async next(): Promise<Outcome> {
@@ -160,7 +173,6 @@ class OptionHaggling {
     const served = await this.#open(name)
     const reply = this.#infoReplies(option, served, requests)
     if (option === NBD_OPT_GO) return this.#enter(name, served, reply)
-    await served.release()
     await this.#stream.write(reply)
     return 'more'
   }
@@ -188,12 +200,8 @@ class OptionHaggling {
 
   /** Sends the last reply of the phase. */
   async #enter(name: string, served: ServedExport, reply: Buffer): Promise<Negotiated> {
-    try {
-      await this.#stream.write(reply)
-    } catch (error) {
-      await served.release()
-      throw error
-    }
+    await this.#stream.write(reply)
+    this.#opened = undefined
     return { served, structured: this.#structured, allocation: this.#structured && this.#allocationFor === name }
   }
 
@@ -207,7 +215,7 @@ class OptionHaggling {
   async #listMetaContext(data: Buffer): Promise<Outcome> {
     const { name, queries } = parseMetaContext(data)
     if (!this.#structured) throw new OptionError(NBD_REP_ERR_INVALID, 'structured replies come first')
-    await (await this.#open(name)).release()
+    await this.#open(name)
     await this.#writeContexts(NBD_OPT_LIST_META_CONTEXT, listContexts(queries), 0)
     return 'more'
   }
@@ -216,7 +224,7 @@ class OptionHaggling {
     this.#allocationFor = undefined
     const { name, queries } = parseMetaContext(data)
     if (!this.#structured) throw new OptionError(NBD_REP_ERR_INVALID, 'structured replies come first')
-    await (await this.#open(name)).release()
+    await this.#open(name)
     const contexts = selectContexts(queries)
     if (contexts.includes(BASE_ALLOCATION)) this.#allocationFor = name
     await this.#writeContexts(NBD_OPT_SET_META_CONTEXT, contexts, BASE_ALLOCATION_ID)
@@ -229,8 +237,12 @@ class OptionHaggling {
   }
 
   async #open(name: string): Promise<ServedExport> {
+    if (this.#opened?.name === name) return this.#opened.served
+    await this.release()
     try {
-      return await this.#options.provider.open(name)
+      const served = await this.#options.provider.open(name)
+      this.#opened = { name, served }
+      return served
     } catch (error) {
       if (isVarveError(error, 'EXPORT_NOT_FOUND', 'NOT_FOUND', 'NAME_INVALID')) throw new OptionError(NBD_REP_ERR_UNKNOWN, `there is no export '${name.slice(0, 256)}'`)
       this.#options.failed(error, name)

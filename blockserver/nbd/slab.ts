@@ -6,6 +6,8 @@
 /** Bytes of a slab; what is larger than a quarter of one gets a slab of its own. */
 export const SLAB_BYTES = 512 * 1024
 const OWN_SLAB_BYTES_MIN = SLAB_BYTES / 4
+/** Large slabs are a power of two and this, since payloads often are a power of two and have a header. Sets them apart from common slabs, too. */
+const HEADER_BYTES = 4096
 /** Slabs of common size that are kept when free. */
 const FREE_SLABS_MAX = 16
 /** Bytes of large slabs that are kept when free. */
@@ -29,7 +31,7 @@ export interface Region {
 export class SlabPool {
   #current: Slab = { bytes: Buffer.allocUnsafeSlow(SLAB_BYTES), used: 0, regions: 0 }
   readonly #free: Slab[] = []
-  /** By power of two. */
+  /** By size. */
   readonly #large = new Map<number, Slab[]>()
   #largeFreeBytes = 0
 
@@ -59,8 +61,7 @@ export class SlabPool {
   }
 
   #takeLarge(length: number): Slab {
-    const size = 2 ** Math.max(Math.ceil(Math.log2(length)), 0)
-    const bytes = size === SLAB_BYTES ? size + 4096 : size
+    const bytes = 2 ** Math.ceil(Math.log2(length - HEADER_BYTES)) + HEADER_BYTES
     const slab = this.#large.get(bytes)?.pop()
     if (slab === undefined) return { bytes: Buffer.allocUnsafeSlow(bytes), used: 0, regions: 0 }
     this.#largeFreeBytes -= bytes
