@@ -192,7 +192,8 @@ export class OverlayJournal {
   }
 }
 
-function wholeJournal(header: OverlayHeader, frame: Frame): Uint8Array {
+/** A journal of one frame. */
+export function wholeJournal(header: OverlayHeader, frame: Frame): Buffer {
   const sector = Buffer.alloc(SECTOR_BYTES)
   sector.set(MAGIC)
   sector.writeUInt32LE(OVERLAY_VERSION, 8)

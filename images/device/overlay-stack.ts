@@ -344,8 +344,10 @@ function removeGeneration(files: OverlayFiles, directory: string, generation: nu
   files.remove(`${directory}/${generation}.old`)
 }
 
-function openGeneration({ files, directory, file, generation, lower, readOnly }: { files: OverlayFiles; directory: string; file: StackFile; generation: number; lower: BlockDevice; readOnly: boolean }): Promise<OverlayDevice> {
-  return OverlayDevice.open({ files, directory: `${directory}/${generation}`, lower, lowerDigest: generationName(file, generation), readOnly })
+async function openGeneration({ files, directory, file, generation, lower, readOnly }: { files: OverlayFiles; directory: string; file: StackFile; generation: number; lower: BlockDevice; readOnly: boolean }): Promise<OverlayDevice> {
+  const at = `${directory}/${generation}`
+  if (!OverlayDevice.exists(at, files)) throw new VarveError('OVERLAY_INVALID', `the journal of ${at} is missing`)
+  return OverlayDevice.open({ files, directory: at, lower, lowerDigest: generationName(file, generation), readOnly })
 }
 
 /**

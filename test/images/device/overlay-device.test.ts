@@ -1,0 +1,382 @@
+/** Durable copy-on-write: what it shows, what it costs, what it refuses. Crashes: overlay-kill.test.ts, overlay-power-cut.test.ts. */
+import assert from 'node:assert/strict'
+import { readFileSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs'
+import { describe, test } from 'node:test'
+import { digestOf } from '@varve/images/chunk/digest.ts'
+import type { BlockDevice } from '@varve/images/device/block-device.ts'
+import { MemoryDevice } from '@varve/images/device/memory-device.ts'
+import { OverlayDevice } from '@varve/images/device/overlay-device.ts'
+import { localFiles } from '@varve/images/device/overlay-files.ts'
+import type { OverlayFiles } from '@varve/images/device/overlay-files.ts'
+import { Frame, readJournal, wholeJournal } from '@varve/images/device/overlay-journal.ts'
+import { Random, testSeed } from '../../random.ts'
+import { deviceConformance } from './conformance.ts'
+import { DelayedDevice } from './delayed.ts'
+import { TemporaryDirectory } from './temporary.ts'
+
+const random = new Random(testSeed())
+const LOWER = digestOf(Buffer.from('lower'))
+
+/** The real file system without waiting for its disk: for tests that count commits and do not cut the power. */
+const hastyFiles: OverlayFiles = { ...localFiles, sync: async () => {}, syncDirectory: async () => {} }
+
+async function openOverlay(directory: string, lower: BlockDevice, { files = hastyFiles, lowerDigest = LOWER, readOnly = false } = {}): Promise<OverlayDevice> {
+  if (!OverlayDevice.exists(directory)) await OverlayDevice.create({ directory, sizeBytes: lower.sizeBytes, lowerDigest, files })
+  return OverlayDevice.open({ directory, lower, lowerDigest, readOnly, files })
+}
+
+for (const late of [false, true]) {
+  deviceConformance(late ? 'OverlayDevice over a disk that answers late' : 'OverlayDevice', async content => {
+    const directory = new TemporaryDirectory()
+    const memory = MemoryDevice.of(content, { readOnly: true })
+    const lower = late ? new DelayedDevice(memory, random) : memory
+    const subject = {
+      device: await openOverlay(`${directory.path}/overlay`, lower),
+      async reopen() {
+        await subject.device[Symbol.asyncDispose]()
+        subject.device = await openOverlay(`${directory.path}/overlay`, lower)
+      },
+      async [Symbol.asyncDispose]() {
+        await subject.device[Symbol.asyncDispose]()
+        directory[Symbol.dispose]()
+      },
+    }
+    return subject
+  })
+}
+
+/** Content of a device. */
+async function contentOf(device: BlockDevice): Promise<Buffer> {
+  const content = Buffer.alloc(device.sizeBytes)
+  await device.read(content, 0)
+  return content
+}
+
+describe('an overlay', () => {
+  test('shows the disk below until it is written to, and never changes it', async () => {
+    using directory = new TemporaryDirectory()
+    const lower = MemoryDevice.of(Buffer.alloc(20_000, 1), { readOnly: true })
+    await using overlay = await openOverlay(`${directory.path}/a`, lower)
+    assert.deepEqual(await contentOf(overlay), Buffer.alloc(20_000, 1))
+    await overlay.write(Buffer.alloc(10, 2), 5000)
+    await overlay.trim(10_000, 5000)
+    assert.deepEqual(await contentOf(lower), Buffer.alloc(20_000, 1))
+    assert.equal((await contentOf(overlay)).subarray(5000, 5010).toString('hex'), '02'.repeat(10))
+  })
+
+  test('completes reads and writes at once where the disk below does', async () => {
+    using directory = new TemporaryDirectory()
+    await using overlay = await openOverlay(`${directory.path}/a`, MemoryDevice.of(Buffer.alloc(20_000, 1)))
+    assert.equal(overlay.write(Buffer.alloc(100), 50), undefined)
+    assert.equal(overlay.read(Buffer.alloc(20_000), 0), undefined)
+    assert.equal(overlay.trim(1, 15_000), undefined)
+  })
+
+  test('a flush of nothing new completes at once; a flush of something is a promise', async () => {
+    using directory = new TemporaryDirectory()
+    await using overlay = await openOverlay(`${directory.path}/a`, new MemoryDevice(20_000))
+    assert.equal(overlay.flush(), undefined)
+    await overlay.write(Buffer.alloc(1), 0)
+    const flushed = overlay.flush()
+    assert.ok(flushed instanceof Promise)
+    await flushed
+    assert.equal(overlay.flush(), undefined)
+    assert.ok(overlay.write(Buffer.alloc(1), 0, { fua: true }) instanceof Promise)
+  })
+
+  test('flushes that are called while one is under way share the next one', async () => {
+    using directory = new TemporaryDirectory()
+    let syncs = 0
+    const files: OverlayFiles = { ...localFiles, sync: fd => { syncs++; return localFiles.sync(fd) } }
+    await using overlay = await openOverlay(`${directory.path}/a`, new MemoryDevice(1 << 20), { files })
+    syncs = 0
+    const flushes: Promise<void>[] = []
+    for (let round = 0; round < 50; round++) {
+      void overlay.write(Buffer.alloc(4096, 1), round * 4096)
+      flushes.push(overlay.flush() as Promise<void>)
+    }
+    await Promise.all(flushes)
+    assert.equal(syncs, 4, 'two commits of two syncs each')
+    assert.equal(overlay.flush(), undefined)
+  })
+
+  test('a disk of 32 TiB that is trimmed whole costs little memory, and its journal one record', async () => {
+    using directory = new TemporaryDirectory()
+    const sizeBytes = 2 ** 45
+    // Not every file system has files of this size; the overlay asks nothing of its data here.
+    const files: OverlayFiles = { ...hastyFiles, truncate: (fd, bytes) => localFiles.truncate(fd, Math.min(bytes, 1 << 30)), sizeBytes: fd => { const bytes = localFiles.sizeBytes(fd); return bytes === 1 << 30 ? sizeBytes : bytes } }
+    await using overlay = await openOverlay(`${directory.path}/a`, new MemoryDevice(sizeBytes), { files })
+    const before = process.memoryUsage()
+    await overlay.trim(0, sizeBytes)
+    await overlay.write(Buffer.alloc(4096, 1), 4096 * 100)
+    await overlay.trim(4096 * 100, 4096)
+    await overlay.flush()
+    const after = process.memoryUsage()
+    assert.ok(after.heapUsed + after.arrayBuffers - before.heapUsed - before.arrayBuffers < 100 << 20)
+    assert.ok(statSync(`${directory.path}/a/map`).size <= 2048)
+    assert.deepEqual(overlay.extents(0, sizeBytes), [{ offset: 0, length: sizeBytes, type: 'zero' }])
+  })
+
+  test('a trim gives space back; zeroes where no hole may be keep it', async () => {
+    using directory = new TemporaryDirectory()
+    const path = `${directory.path}/a`
+    await using overlay = await openOverlay(path, new MemoryDevice(1 << 24))
+    const usedBytes = (): number => statSync(`${path}/data`).blocks * 512
+    await overlay.write(Buffer.alloc(1 << 20, 1), 0)
+    await localFilesSync(path)
+    assert.ok(usedBytes() >= 1 << 20)
+    await overlay.trim(0, 1 << 20)
+    assert.ok(usedBytes() < 1 << 16)
+    await overlay.writeZeroes(0, 1 << 20, { noHole: true })
+    assert.ok(usedBytes() >= 1 << 20)
+    assert.ok((await contentOf(overlay)).every(byte => byte === 0))
+  })
+
+  test('old data under zeroes never shows again, however little is written over it', async () => {
+    using directory = new TemporaryDirectory()
+    const lower = MemoryDevice.of(Buffer.alloc(8192, 7))
+    const keepsData: OverlayFiles = { ...hastyFiles, punch: () => false }
+    let overlay = await openOverlay(`${directory.path}/a`, lower, { files: keepsData })
+    await overlay.write(Buffer.alloc(8192, 1), 0)
+    await overlay.trim(0, 8192)
+    await overlay.write(Buffer.from([9]), 100)
+    const expected = Buffer.alloc(8192)
+    expected[100] = 9
+    assert.deepEqual(await contentOf(overlay), expected)
+    await overlay[Symbol.asyncDispose]()
+    overlay = await openOverlay(`${directory.path}/a`, lower)
+    assert.deepEqual(await contentOf(overlay), expected)
+    await overlay[Symbol.asyncDispose]()
+  })
+
+  test('its journal is written anew when it has grown, and says the same', async () => {
+    using directory = new TemporaryDirectory()
+    const path = `${directory.path}/a`
+    const lower = MemoryDevice.of(Buffer.alloc(1 << 20, 1))
+    let overlay = await openOverlay(path, lower)
+    let largest = 0
+    for (let round = 0; round < 10_000; round++) {
+      const block = random.below(256)
+      if (round % 2 === 0) await overlay.write(Buffer.alloc(4096, round % 251), block * 4096)
+      else await overlay.trim(block * 4096, 4096)
+      await overlay.flush()
+      if (round % 50 === 0) largest = Math.max(largest, statSync(`${path}/map`).size)
+    }
+    assert.ok(largest > 2 << 20)
+    assert.ok(statSync(`${path}/map`).size < 3 << 20, 'it was written anew')
+    const content = await contentOf(overlay)
+    await overlay[Symbol.asyncDispose]()
+    overlay = await openOverlay(path, lower)
+    assert.deepEqual(await contentOf(overlay), content)
+    await overlay[Symbol.asyncDispose]()
+  })
+})
+
+async function localFilesSync(path: string): Promise<void> {
+  const fd = localFiles.open(`${path}/data`, 'read')
+  await localFiles.sync(fd)
+  localFiles.close(fd)
+}
+
+describe('an overlay on a disk that fails', () => {
+  /** Files of which the journal cannot be written to, or nothing can be made durable, while `faults` says so. */
+  function failingFiles(faults: { write?: boolean; sync?: boolean }): OverlayFiles {
+    const journals = new Set<number>()
+    return {
+      ...localFiles,
+      open(path, mode) {
+        const fd = localFiles.open(path, mode)
+        if (/map(\.new)?$/.test(path)) journals.add(fd)
+        else journals.delete(fd)
+        return fd
+      },
+      write(fd, bytes, offset) {
+        if (faults.write && journals.has(fd)) throw Object.assign(new Error('ENOSPC: no space left on device'), { code: 'ENOSPC' })
+        localFiles.write(fd, bytes, offset)
+      },
+      async sync(fd) {
+        if (faults.sync) throw Object.assign(new Error('EIO: i/o error, fdatasync'), { code: 'EIO' })
+        await localFiles.sync(fd)
+      },
+    }
+  }
+
+  test('a full disk fails the flush and loses nothing: the next one that finds room covers it', async () => {
+    using directory = new TemporaryDirectory()
+    const faults = { write: false }
+    const lower = new MemoryDevice(1 << 20)
+    let overlay = await openOverlay(`${directory.path}/a`, lower, { files: failingFiles(faults) })
+    faults.write = true
+    await overlay.write(Buffer.alloc(4096, 1), 8192)
+    await assert.rejects(async () => overlay.flush(), { code: 'ENOSPC' })
+    await overlay.write(Buffer.alloc(4096, 2), 65_536)
+    await assert.rejects(async () => overlay.flush(), { code: 'ENOSPC' })
+    faults.write = false
+    await overlay.flush()
+    const content = await contentOf(overlay)
+    await overlay[Symbol.asyncDispose]()
+    overlay = await openOverlay(`${directory.path}/a`, lower)
+    assert.deepEqual(await contentOf(overlay), content)
+    await overlay[Symbol.asyncDispose]()
+  })
+
+  test('after a failed sync nothing is accepted, since nobody knows what is durable; reads go on', async () => {
+    using directory = new TemporaryDirectory()
+    const faults = { sync: false }
+    const lower = new MemoryDevice(1 << 20)
+    const overlay = await openOverlay(`${directory.path}/a`, lower, { files: failingFiles(faults) })
+    await overlay.write(Buffer.alloc(4096, 1), 0)
+    await overlay.flush()
+    await overlay.write(Buffer.alloc(4096, 2), 4096)
+    faults.sync = true
+    await assert.rejects(async () => overlay.flush(), { code: 'OVERLAY_FAILED' })
+    faults.sync = false
+    await assert.rejects(async () => overlay.flush(), { code: 'OVERLAY_FAILED' })
+    await assert.rejects(async () => overlay.write(Buffer.alloc(1), 0), { code: 'OVERLAY_FAILED' })
+    assert.equal((await contentOf(overlay))[0], 1)
+    await overlay[Symbol.asyncDispose]()
+    await using again = await openOverlay(`${directory.path}/a`, lower)
+    assert.equal((await contentOf(again))[0], 1)
+  })
+})
+
+describe('opening an overlay', () => {
+  test('needs one, whole, that belongs to the disk below', async () => {
+    using directory = new TemporaryDirectory()
+    const path = `${directory.path}/a`
+    const lower = new MemoryDevice(10_000)
+    await assert.rejects(OverlayDevice.open({ directory: path, lower, lowerDigest: LOWER }), { code: 'NOT_FOUND' })
+    await (await openOverlay(path, lower))[Symbol.asyncDispose]()
+    await assert.rejects(OverlayDevice.create({ directory: path, sizeBytes: 1, lowerDigest: LOWER }), { code: 'ALREADY_EXISTS' })
+    await assert.rejects(openOverlay(path, lower, { lowerDigest: digestOf(Buffer.from('other')) }), { code: 'OVERLAY_INVALID' })
+    await assert.rejects(openOverlay(path, new MemoryDevice(10_001)), { code: 'OVERLAY_INVALID' })
+    await (await openOverlay(path, lower))[Symbol.asyncDispose]()
+    truncateSync(`${path}/data`, 9999)
+    await assert.rejects(openOverlay(path, lower), { code: 'OVERLAY_INVALID' })
+    rmSync(`${path}/data`)
+    await assert.rejects(openOverlay(path, lower), { code: 'OVERLAY_INVALID' })
+    await assert.rejects(OverlayDevice.create({ directory: `${directory.path}/b`, sizeBytes: 2 ** 46 + 1, lowerDigest: LOWER }), { code: 'LIMIT_EXCEEDED' })
+  })
+
+  test('for writing is for one process, which the error names; read-only is for all', async () => {
+    using directory = new TemporaryDirectory()
+    const path = `${directory.path}/a`
+    const lower = new MemoryDevice(10_000)
+    const overlay = await openOverlay(path, lower)
+    await overlay.write(Buffer.from('flushed'), 0)
+    await overlay.flush()
+    await assert.rejects(openOverlay(path, lower), { code: 'STORE_LOCKED', message: new RegExp(`process ${process.pid};`) })
+    await using reader = await openOverlay(path, lower, { readOnly: true })
+    assert.equal((await contentOf(reader)).toString('latin1', 0, 7), 'flushed')
+    await assert.rejects(async () => reader.write(Buffer.alloc(1), 0), { code: 'READ_ONLY' })
+    await overlay[Symbol.asyncDispose]()
+    await (await openOverlay(path, lower))[Symbol.asyncDispose]()
+  })
+})
+
+describe('the journal of an overlay', () => {
+  const lower = new MemoryDevice(1 << 20)
+
+  /** An overlay that was committed `commits` times, one block each; its journal's bytes, and where each frame starts. */
+  async function committed(directory: string, commits: number, { closed = true } = {}): Promise<Buffer> {
+    const overlay = await openOverlay(directory, lower)
+    for (let commit = 0; commit < commits; commit++) {
+      await overlay.write(Buffer.alloc(4096, commit + 1), commit * 8192)
+      await overlay.flush()
+    }
+    const journal = readFileSync(`${directory}/map`)
+    await overlay[Symbol.asyncDispose]()
+    if (!closed) writeFileSync(`${directory}/map`, journal)
+    return readFileSync(`${directory}/map`)
+  }
+
+  async function blocksOf(directory: string): Promise<number[]> {
+    await using overlay = await openOverlay(directory, lower)
+    const content = await contentOf(overlay)
+    return Array.from({ length: 20 }, (_, commit) => content[commit * 8192])
+  }
+
+  test('cut short, or damaged at its end, shows the commits that are whole', async () => {
+    using directory = new TemporaryDirectory()
+    const path = `${directory.path}/a`
+    const journal = await committed(path, 5, { closed: false })
+    assert.equal(journal.length, 512 * 7, 'header, first frame, five commits')
+    for (const length of [journal.length - 1, journal.length - 300, journal.length - 512]) {
+      writeFileSync(`${path}/map`, journal.subarray(0, length))
+      assert.deepEqual((await blocksOf(path)).slice(0, 6), [1, 2, 3, 4, 0, 0])
+    }
+    for (const at of [0, 5, 30, 32, 47]) {
+      const damaged = Buffer.from(journal)
+      damaged[512 * 6 + at] ^= 1
+      writeFileSync(`${path}/map`, damaged)
+      assert.deepEqual((await blocksOf(path)).slice(0, 6), [1, 2, 3, 4, 0, 0])
+    }
+    writeFileSync(`${path}/map`, Buffer.concat([journal, random.bytes(700)]))
+    assert.deepEqual((await blocksOf(path)).slice(0, 6), [1, 2, 3, 4, 5, 0])
+  })
+
+  test('damaged anywhere before its end is refused, and its end too once the overlay was closed', async () => {
+    using directory = new TemporaryDirectory()
+    const path = `${directory.path}/a`
+    const journal = await committed(path, 5)
+    for (let sector = 0; sector < 7; sector++) {
+      for (const at of [0, 5, 10, 20, 25, 30, 33]) {
+        const damaged = Buffer.from(journal)
+        damaged[512 * sector + at] ^= 0x10
+        // The record of the first frame, and the reserved bytes of the header, hold nothing.
+        if (sector === 1 && at === 33) continue
+        writeFileSync(`${path}/map`, damaged)
+        await assert.rejects(openOverlay(path, lower), (error: { code?: string }) => error.code === 'OVERLAY_INVALID' || (sector === 0 && error.code === 'FORMAT_UNSUPPORTED'), `sector ${sector}, byte ${at}`)
+      }
+    }
+    writeFileSync(`${path}/map`, journal.subarray(0, 600))
+    await assert.rejects(openOverlay(path, lower), { code: 'OVERLAY_INVALID' })
+  })
+
+  test('with frames of another journal in it is not taken for its own', async () => {
+    using directory = new TemporaryDirectory()
+    const own = await committed(`${directory.path}/own`, 3, { closed: false })
+    const other = await committed(`${directory.path}/other`, 6)
+    writeFileSync(`${directory.path}/own/map`, Buffer.concat([own, other.subarray(own.length)]))
+    assert.deepEqual((await blocksOf(`${directory.path}/own`)).slice(0, 6), [1, 2, 3, 0, 0, 0])
+  })
+
+  const seed = testSeed()
+  test(`mutated, cut short or made up, opens to commits that are whole, or is refused with a code (seed ${seed})`, async () => {
+    const fuzz = new Random(seed)
+    using directory = new TemporaryDirectory()
+    const path = `${directory.path}/a`
+    const journal = await committed(path, 20)
+    for (let round = 0; round < 20_000; round++) {
+      let bytes: Buffer = Buffer.from(journal)
+      if (fuzz.chance(0.05)) bytes = fuzz.bytes(fuzz.below(3000))
+      if (fuzz.chance(0.2)) bytes = bytes.subarray(0, fuzz.below(bytes.length + 1))
+      if (fuzz.chance(0.2) && bytes.length > 1024) bytes.copyWithin(512 * fuzz.below(bytes.length / 512), 512 * fuzz.below(bytes.length / 512), 512 * fuzz.below(bytes.length / 512))
+      for (let change = fuzz.below(3); change > 0 && bytes.length > 0; change--) bytes[fuzz.below(bytes.length)] = fuzz.pick([0, 1, 0x80, 0xff, fuzz.below(256)])
+      const blocks: number[] = []
+      try {
+        const content = readJournal(bytes, () => first => void blocks.push(first), 'map')
+        assert.deepEqual(blocks, Array.from({ length: blocks.length }, (_, commit) => commit * 2))
+        assert.ok(content.validBytes <= bytes.length)
+      } catch (error) {
+        if (error instanceof assert.AssertionError) throw error
+        assert.match((error as { code?: string }).code ?? String(error), /^(OVERLAY_INVALID|FORMAT_UNSUPPORTED)$/)
+      }
+    }
+  })
+
+  test('with checksums that are right and records that make no sense is refused', () => {
+    const records: [number, number, number][] = [[0, 1, 0], [0, 1, 3], [0, 0, 1], [256, 1, 1], [255, 2, 1], [0, 2 ** 52, 1]]
+    for (const [first, count, state] of records) {
+      const frame = new Frame()
+      frame.add(first, count, state as 1)
+      assert.throws(() => readJournal(wholeJournal({ sizeBytes: 1 << 20, lower: LOWER, nonce: Buffer.alloc(8) }, frame), () => () => {}, 'map'), { code: 'OVERLAY_INVALID' })
+    }
+    const overlapping = new Frame()
+    overlapping.add(5, 2, 1)
+    overlapping.add(6, 2, 1)
+    assert.throws(() => readJournal(wholeJournal({ sizeBytes: 1 << 20, lower: LOWER, nonce: Buffer.alloc(8) }, overlapping), () => () => {}, 'map'), { code: 'OVERLAY_INVALID' })
+    const huge = wholeJournal({ sizeBytes: 2 ** 47, lower: LOWER, nonce: Buffer.alloc(8) }, new Frame())
+    assert.throws(() => readJournal(huge, () => () => {}, 'map'), { code: 'OVERLAY_INVALID' })
+  })
+})

@@ -1,0 +1,338 @@
+/** Overlays on overlays: snapshots under load, settling, and what a restart finds. Crashes: overlay-kill.test.ts, overlay-power-cut.test.ts. */
+import assert from 'node:assert/strict'
+import { existsSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import { describe, test } from 'node:test'
+import { BlockMap, SPECIAL_MIN, ZERO } from '@varve/images/blockmap/block-map.ts'
+import { digestOf } from '@varve/images/chunk/digest.ts'
+import type { BlockDevice } from '@varve/images/device/block-device.ts'
+import { ChunkCache } from '@varve/images/device/chunk-cache.ts'
+import { MapDevice } from '@varve/images/device/map-device.ts'
+import { localFiles } from '@varve/images/device/overlay-files.ts'
+import type { OverlayFiles } from '@varve/images/device/overlay-files.ts'
+import { OverlayStack } from '@varve/images/device/overlay-stack.ts'
+import { decodeStackFile } from '@varve/images/device/overlay-stack-file.ts'
+import type { MemoryStore } from '@varve/images/store/memory-store.ts'
+import { Random, testSeed } from '../../random.ts'
+import { deviceConformance, randomContent } from './conformance.ts'
+import { DelayedStore } from './delayed.ts'
+import { mapDisk } from './map-disk.ts'
+import { TemporaryDirectory } from './temporary.ts'
+
+const seed = testSeed()
+const hastyFiles: OverlayFiles = { ...localFiles, sync: async () => {}, syncDirectory: async () => {} }
+
+/** A CVD as a server has it: a map, its chunks, and a stack on it; keeps the map that is below as a catalog would. */
+class Disk implements AsyncDisposable {
+  readonly #directory = new TemporaryDirectory()
+  readonly path = `${this.#directory.path}/overlays/cvd`
+  readonly store: MemoryStore
+  readonly #files: OverlayFiles
+  readonly #late: Random | undefined
+  map: BlockMap
+  stack!: OverlayStack
+
+  private constructor(map: BlockMap, store: MemoryStore, files: OverlayFiles, late: Random | undefined) {
+    this.map = map
+    this.store = store
+    this.#files = files
+    this.#late = late
+  }
+
+  static async of(content: Uint8Array, { files = hastyFiles, late, random = new Random(seed) }: { files?: OverlayFiles; late?: Random; random?: Random } = {}): Promise<Disk> {
+    const { map, store } = await mapDisk(content, random)
+    const disk = new Disk(map, store, files, late)
+    await disk.open()
+    return disk
+  }
+
+  lower(map = this.map): { lower: BlockDevice; lowerDigest: Uint8Array; directory: string; files: OverlayFiles } {
+    const store = this.#late === undefined ? this.store : new DelayedStore(this.store, this.#late)
+    return { lower: new MapDevice(map, store, new ChunkCache({ bytesMax: 50_000 })), lowerDigest: digestOf(map.encode()), directory: this.path, files: this.#files }
+  }
+
+  async open(): Promise<void> {
+    this.stack = await OverlayStack.open(this.lower())
+  }
+
+  async reopen(): Promise<void> {
+    await this.stack[Symbol.asyncDispose]()
+    await this.open()
+  }
+
+  /** Settles the lowest frozen generation. */
+  async settle(): Promise<BlockMap> {
+    const writer = this.store.writer()
+    const { generation, map } = await this.stack.settle(this.map, writer)
+    await writer.commit()
+    await this.stack.adopt({ ...this.lower(map), generation })
+    this.map = map
+    await this.stack.drop()
+    return map
+  }
+
+  frozen(generation: number): Promise<BlockDevice> {
+    return OverlayStack.openFrozen({ ...this.lower(), generation })
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.stack[Symbol.asyncDispose]()
+    this.#directory[Symbol.dispose]()
+  }
+}
+
+async function contentOf(device: BlockDevice): Promise<Buffer> {
+  const content = Buffer.alloc(device.sizeBytes)
+  await device.read(content, 0)
+  return content
+}
+
+for (const late of [false, true]) {
+  deviceConformance(late ? 'OverlayStack over a store that answers late' : 'OverlayStack', async content => {
+    const random = new Random(seed)
+    const disk = await Disk.of(content, { late: late ? random : undefined })
+    return {
+      get device() { return disk.stack },
+      reopen: () => disk.reopen(),
+      async disturb() {
+        if (disk.stack.frozenGenerations().length < 4 && random.chance(0.6)) await disk.stack.snapshot()
+        else if (disk.stack.frozenGenerations().length > 0) await disk.settle()
+      },
+      [Symbol.asyncDispose]: () => disk[Symbol.asyncDispose](),
+    }
+  })
+}
+
+describe('a snapshot', () => {
+  test('keeps what the disk showed, whatever is written afterwards, through restarts', async () => {
+    const random = new Random(seed)
+    await using disk = await Disk.of(randomContent(random, 300_000))
+    const snapshots: { generation: number; content: Buffer }[] = []
+    for (let round = 0; round < 6; round++) {
+      for (let write = 0; write < 10; write++) await disk.stack.write(random.bytes(random.between(1, 9000)), random.below(290_000))
+      await disk.stack.trim(random.below(200_000), 20_000)
+      const content = await contentOf(disk.stack)
+      snapshots.push({ generation: await disk.stack.snapshot(), content })
+      if (round % 2 === 1) await disk.reopen()
+      for (const snapshot of snapshots) {
+        await using frozen = await disk.frozen(snapshot.generation)
+        assert.ok((await contentOf(frozen)).equals(snapshot.content), `generation ${snapshot.generation} after round ${round}`)
+        await assert.rejects(async () => frozen.write(Buffer.alloc(1), 0), { code: 'READ_ONLY' })
+      }
+    }
+    assert.deepEqual(disk.stack.frozenGenerations(), [1, 2, 3, 4, 5, 6])
+    assert.equal(disk.stack.topGeneration, 7)
+  })
+
+  test('under load shows one moment: each writer as far as it had come, and no write torn', async () => {
+    const random = new Random(seed)
+    await using disk = await Disk.of(Buffer.alloc(8 * 20_000, 1), { late: random })
+    let stop = false
+    const writers = Array.from({ length: 8 }, async (_, writer) => {
+      for (let value = 2; !stop && value < 250; value++) await disk.stack.write(Buffer.alloc(10_000, value), writer * 20_000 + 5000)
+    })
+    const moments: Buffer[] = []
+    for (let round = 0; round < 5; round++) {
+      await using frozen = await disk.frozen(await disk.stack.snapshot())
+      moments.push(await contentOf(frozen))
+      await using again = await disk.frozen(disk.stack.topGeneration - 1)
+      assert.ok((await contentOf(again)).equals(moments[round]))
+    }
+    stop = true
+    await Promise.all(writers)
+    for (const [round, content] of moments.entries()) {
+      for (let writer = 0; writer < 8; writer++) {
+        const written = content.subarray(writer * 20_000 + 5000, writer * 20_000 + 15_000)
+        assert.ok(written.every(byte => byte === written[0]), `writer ${writer} in snapshot ${round}`)
+        if (round > 0) assert.ok(written[0] >= moments[round - 1][writer * 20_000 + 5000])
+      }
+    }
+  })
+
+  test('a flush after it covers what was written before it', async () => {
+    let held: (() => void)[] | undefined
+    const files: OverlayFiles = { ...hastyFiles, sync: () => held === undefined ? Promise.resolve() : new Promise<void>(resolve => { held!.push(resolve) }) }
+    await using disk = await Disk.of(Buffer.alloc(100_000, 1), { files })
+    await disk.stack.write(Buffer.alloc(4096, 2), 0)
+    const snapshot = disk.stack.snapshot()
+    while (disk.stack.topGeneration === 1) {
+      held = undefined
+      await new Promise<void>(resolve => { setImmediate(resolve) })
+      held = []
+    }
+    let flushed = false
+    const flush = Promise.resolve(disk.stack.flush()).then(() => { flushed = true })
+    for (let turn = 0; turn < 10; turn++) await new Promise<void>(resolve => { setImmediate(resolve) })
+    assert.equal(flushed, held!.length === 0)
+    const waiting = held!
+    held = undefined
+    for (const resolve of waiting) resolve()
+    await Promise.all([snapshot, flush])
+  })
+
+  test('that cannot be made leaves the disk as it was, and the next one works', async () => {
+    let full = false
+    const files: OverlayFiles = { ...hastyFiles, makeDirectory: path => { if (full && path.endsWith('.new')) throw Object.assign(new Error('ENOSPC'), { code: 'ENOSPC' }); localFiles.makeDirectory(path) } }
+    await using disk = await Disk.of(Buffer.alloc(100_000, 1), { files })
+    full = true
+    await assert.rejects(disk.stack.snapshot(), { code: 'ENOSPC' })
+    await disk.stack.write(Buffer.alloc(100, 2), 0)
+    full = false
+    assert.equal(await disk.stack.snapshot(), 1)
+    assert.equal((await contentOf(disk.stack))[0], 2)
+  })
+
+  test('one that is not frozen, or not there, is not found', async () => {
+    await using disk = await Disk.of(Buffer.alloc(100_000, 1))
+    for (const generation of [0, 1, 2]) await assert.rejects(disk.frozen(generation), { code: 'NOT_FOUND' })
+  })
+})
+
+describe('settling', () => {
+  test('gives a map that shows what the snapshot showed, and the disk goes on over it', async () => {
+    const random = new Random(seed)
+    for (const sizeBytes of [300_001, 1 << 20]) {
+      await using disk = await Disk.of(randomContent(random, sizeBytes))
+      const frozen = new Map<number, Buffer>()
+      for (let round = 0; round < 4; round++) {
+        for (let write = 0; write < 15; write++) await disk.stack.write(random.chance(0.3) ? Buffer.alloc(8192) : random.bytes(random.between(1, 90_000)), random.below(200_000))
+        await disk.stack.trim(random.below(200_000), 50_000)
+        const content = await contentOf(disk.stack)
+        frozen.set(await disk.stack.snapshot(), Buffer.from(content))
+        if (round === 1) continue
+        await disk.stack.write(Buffer.alloc(4096, 5), 0)
+        const [settled] = disk.stack.frozenGenerations()
+        const map = await disk.settle()
+        assert.ok((await contentOf(new MapDevice(map, disk.store, new ChunkCache({ bytesMax: 1 << 20 })))).equals(frozen.get(settled)!))
+        content.fill(5, 0, 4096)
+        assert.ok((await contentOf(disk.stack)).equals(content))
+        await disk.reopen()
+        assert.ok((await contentOf(disk.stack)).equals(content))
+      }
+    }
+  })
+
+  test('stores only what was written, cut at fixed places, and no zeroes', async () => {
+    await using disk = await Disk.of(Buffer.alloc(1 << 20))
+    await disk.stack.write(Buffer.alloc(8192, 1), 65_536 - 4096)
+    await disk.stack.write(Buffer.alloc(4096), 200_704)
+    await disk.stack.trim(300_000, 100_000)
+    await disk.stack.snapshot()
+    const chunksBefore = disk.store.chunkCount
+    const map = await disk.settle()
+    assert.equal(disk.store.chunkCount, chunksBefore + 1, 'both halves are the same chunk')
+    const rows = [...map.starts.keys()].filter(index => map.refs[index] < SPECIAL_MIN || map.refs[index] === ZERO).map(index => [map.starts[index], map.endOf(index), map.refs[index] === ZERO ? 'zero' : map.refs[index]])
+    assert.deepEqual(rows.filter(row => row[2] !== 'zero'), [[61_440, 65_536, 0], [65_536, 69_632, 0]])
+    const zeroes = rows.filter(row => row[2] === 'zero')
+    assert.ok(zeroes.some(([start, end]) => (start as number) <= 200_704 && (end as number) >= 204_800))
+    assert.ok(zeroes.some(([start, end]) => (start as number) <= 303_104 && (end as number) >= 397_312))
+  })
+
+  test('leaves the stack on both maps until the old one is dropped', async () => {
+    await using disk = await Disk.of(Buffer.alloc(100_000, 1))
+    await disk.stack.write(Buffer.alloc(4096, 2), 0)
+    await disk.stack.snapshot()
+    await disk.stack.write(Buffer.alloc(4096, 3), 4096)
+    const content = await contentOf(disk.stack)
+    const before = disk.map
+    const writer = disk.store.writer()
+    const { generation, map } = await disk.stack.settle(before, writer)
+    await writer.commit()
+    await disk.stack.adopt({ ...disk.lower(map), generation })
+    for (const below of [before, map, before]) {
+      disk.map = below
+      await disk.reopen()
+      assert.ok((await contentOf(disk.stack)).equals(content))
+    }
+    await disk.stack.adopt({ ...disk.lower(map), generation })
+    disk.map = map
+    await disk.stack.drop()
+    assert.deepEqual(readdirSync(disk.path).sort(), ['2', 'lock', 'stack'])
+    await disk.reopen()
+    assert.ok((await contentOf(disk.stack)).equals(content))
+    disk.map = before
+    await assert.rejects(disk.reopen(), { code: 'OVERLAY_INVALID' })
+    disk.map = map
+    await disk.open()
+  })
+
+  test('a snapshot that was opened before its files were dropped stays readable', async () => {
+    await using disk = await Disk.of(Buffer.alloc(100_000, 1))
+    await disk.stack.write(Buffer.alloc(50_000, 2), 0)
+    await using frozen = await disk.frozen(await disk.stack.snapshot())
+    await disk.settle()
+    assert.deepEqual(await contentOf(frozen), Buffer.concat([Buffer.alloc(50_000, 2), Buffer.alloc(50_000, 1)]))
+  })
+
+  test('nothing that was written is a map like the one below', async () => {
+    await using disk = await Disk.of(Buffer.alloc(100_000, 1))
+    await disk.stack.snapshot()
+    const before = disk.map.encode()
+    assert.deepEqual((await disk.settle()).encode(), before)
+    await disk.reopen()
+  })
+
+  test('only the lowest frozen generation is adopted', async () => {
+    await using disk = await Disk.of(Buffer.alloc(100_000, 1))
+    await assert.rejects(disk.stack.settle(disk.map, disk.store.writer()), RangeError)
+    await disk.stack.snapshot()
+    await assert.rejects(disk.stack.adopt({ ...disk.lower(), generation: 2 }), RangeError)
+  })
+})
+
+describe('opening a stack', () => {
+  test('is for one owner', async () => {
+    await using disk = await Disk.of(Buffer.alloc(1000, 1))
+    await assert.rejects(OverlayStack.open(disk.lower()), { code: 'STORE_LOCKED' })
+  })
+
+  test('finds missing generations and files, and another disk below, and says so', async () => {
+    await using disk = await Disk.of(Buffer.alloc(100_000, 1))
+    await disk.stack.snapshot()
+    await disk.stack.snapshot()
+    await disk.stack[Symbol.asyncDispose]()
+    const { path } = disk
+    const broken = async (breakIt: () => void, mend: () => void): Promise<void> => {
+      breakIt()
+      await assert.rejects(disk.open(), { code: 'OVERLAY_INVALID' })
+      mend()
+    }
+    for (const part of ['1', '2', '2/map', '3/map', '3/data', 'stack']) {
+      await broken(() => renameSync(`${path}/${part}`, `${path}/../away`), () => renameSync(`${path}/../away`, `${path}/${part}`))
+    }
+    await broken(() => { renameSync(`${path}/1`, `${path}/9`); renameSync(`${path}/2`, `${path}/1`); renameSync(`${path}/9`, `${path}/2`) },
+      () => { renameSync(`${path}/1`, `${path}/9`); renameSync(`${path}/2`, `${path}/1`); renameSync(`${path}/9`, `${path}/2`) })
+    const other = await mapDisk(Buffer.alloc(100_000, 2), new Random(seed))
+    await assert.rejects(OverlayStack.open({ ...disk.lower(other.map) }), { code: 'OVERLAY_INVALID' })
+    await disk.open()
+  })
+
+  test('finishes a creation that was interrupted at any point, and clears away what one has left', async () => {
+    await using disk = await Disk.of(Buffer.alloc(1000, 1))
+    await disk.stack[Symbol.asyncDispose]()
+    const { path } = disk
+    renameSync(`${path}/1`, `${path}/1.new`)
+    await disk.open()
+    await disk.stack[Symbol.asyncDispose]()
+    renameSync(`${path}/1`, `${path}/1.new`)
+    rmSync(`${path}/stack`)
+    rmSync(`${path}/1.new/map`)
+    await disk.open()
+    assert.ok(!existsSync(`${path}/1.new`))
+    assert.deepEqual(await contentOf(disk.stack), Buffer.alloc(1000, 1))
+  })
+
+  test(`its file, mutated or cut short, is refused with a code (seed ${seed})`, async () => {
+    const random = new Random(seed)
+    await using disk = await Disk.of(Buffer.alloc(1000, 1))
+    const good = readFileSync(`${disk.path}/stack`)
+    assert.equal(decodeStackFile(good, 'stack').bases.length, 1)
+    for (let round = 0; round < 5000; round++) {
+      let bytes: Buffer = Buffer.from(good)
+      if (random.chance(0.3)) bytes = bytes.subarray(0, random.below(bytes.length))
+      else if (random.chance(0.1)) bytes = random.bytes(random.below(300))
+      else bytes[random.below(bytes.length)] ^= 1 << random.below(8)
+      assert.throws(() => decodeStackFile(bytes, 'stack'), (error: { code?: string }) => error.code === 'OVERLAY_INVALID' || error.code === 'FORMAT_UNSUPPORTED')
+    }
+    writeFileSync(`${disk.path}/stack`, good)
+  })
+})
