@@ -6,7 +6,9 @@ import type { Kernel } from './kernels.ts'
 export interface GrubConfigOptions {
   /** Newest first; at least one. */
   kernels: readonly Kernel[]
-  /** Links that lead to the newest kernel as composed; a guest that upgrades its kernel moves them. */
+  /** Where GRUB reads the kernels: from the root filesystem, or from the partition that grub.cfg is on. */
+  kernelsOn: 'root' | 'efi'
+  /** Links that lead to the newest kernel as composed; a guest that upgrades its kernel moves them. Only on the root filesystem. */
   links?: { kernel: string; initrd: string }
   /** UUID of the root filesystem, text form. */
   rootUuid: string
@@ -33,22 +35,27 @@ if [ "$grub_platform" = pc ]; then
   fi
 fi
 
-# The root filesystem is on the disk that this file was read from; only if it is not, all disks are searched.
-regexp --set=1:disk '^\\(([^,)]*),' "$prefix"
-search --no-floppy --fs-uuid --set=root --hint="$disk,gpt${options.rootPartition}" ${options.rootUuid}
-
-set default=0
+${options.kernelsOn === 'root' ? findRoot(options) : ''}set default=0
 set timeout_style=hidden
 set timeout=${entries.length > 1 ? 1 : 0}
 
 ${entries.join('\n')}`
 }
 
+function findRoot(options: GrubConfigOptions): string {
+  return `# The root filesystem is on the disk that this file was read from; only if it is not, all disks are searched.
+regexp --set=1:disk '^\\(([^,)]*),' "$prefix"
+search --no-floppy --fs-uuid --set=root --hint="$disk,gpt${options.rootPartition}" ${options.rootUuid}
+
+`
+}
+
 /** Boots what the guest's own links name, if they named the newest kernel when the disk was composed; otherwise that kernel itself; otherwise what there is. */
 function defaultEntry(newest: Kernel, options: GrubConfigOptions): string {
+  if (options.kernelsOn === 'efi') return entry('Linux', [`set kernel=/${newest.path}`, initrdOf(newest)], options)
   const preferred = options.links === undefined ? [`set kernel=/${newest.path}`, initrdOf(newest)] : linked(options.links, newest)
   const otherwise = options.links === undefined ? linked(DEFAULT_LINKS, { ...newest, initrdPath: DEFAULT_LINKS.initrd }) : [`set kernel=/${newest.path}`, initrdOf(newest)]
-  return entry(`Linux`, [...preferred, 'if [ ! -e "$kernel" ]; then', ...otherwise.map((line) => `  ${line}`), 'fi'], options)
+  return entry('Linux', [...preferred, 'if [ ! -e "$kernel" ]; then', ...otherwise.map((line) => `  ${line}`), 'fi'], options)
 }
 
 function linked(links: { kernel: string; initrd: string }, kernel: Kernel): string[] {

@@ -5,6 +5,7 @@
 import { VarveError } from '@varve/images/errors.ts'
 import { GPT_TAIL_BYTES, PartitionType } from '@varve/images/formats/gpt.ts'
 import type { GptPartition } from '@varve/images/formats/gpt.ts'
+import { SECTOR_BYTES } from '@varve/images/formats/mbr.ts'
 import { CORE_BYTES_MAX } from '../boot/boot-kit.ts'
 import { deriveUuid, uuidToString } from '../recipe.ts'
 import type { DiskOptions } from '../recipe.ts'
@@ -31,9 +32,7 @@ export interface DiskPlan {
 export interface VolumeSizes {
   /** Of the EFI system partition; not used without a boot loader. */
   efiBytes: number
-  /** Root filesystem at its smallest. */
-  rootBytesMin: number
-  /** Root filesystem where the recipe does not say how large the disk is. */
+  /** Of the root filesystem: at least this, and exactly this, in whole MiB, where the recipe does not say how large the disk is. */
   rootBytes: number
 }
 
@@ -61,9 +60,10 @@ export function planDisk(recipe: Digest, disk: DiskOptions, sizes: VolumeSizes):
 
 function rootBytes(disk: DiskOptions, sizes: VolumeSizes, at: number): number {
   if (disk.sizeBytes === null) return align(sizes.rootBytes)
+  if (disk.sizeBytes % SECTOR_BYTES !== 0) throw new RangeError(`a disk of ${disk.sizeBytes} bytes is not whole sectors`)
   const room = Math.floor((disk.sizeBytes - GPT_TAIL_BYTES - at) / ALIGN_BYTES) * ALIGN_BYTES
-  if (disk.sizeBytes % 512 !== 0 || room < sizes.rootBytesMin) {
-    throw new VarveError('DISK_TOO_SMALL', `the disk of ${disk.sizeBytes} bytes is too small: the content needs ${align(at + align(sizes.rootBytesMin) + GPT_TAIL_BYTES)}, free space not counted`)
+  if (room < sizes.rootBytes) {
+    throw new VarveError('DISK_TOO_SMALL', `the disk of ${disk.sizeBytes} bytes is too small: the content needs ${align(at + align(sizes.rootBytes) + GPT_TAIL_BYTES)}, free space not counted`)
   }
   return room
 }

@@ -5,6 +5,7 @@
 import { DiskLayout } from '@varve/images/blockmap/disk-layout.ts'
 import type { Digest } from '@varve/images/chunk/digest.ts'
 import { VarveError } from '@varve/images/errors.ts'
+import { demandOf } from '@varve/images/filesystems/ext4/demand.ts'
 import { ext4SizeBytes, writeExt4 } from '@varve/images/filesystems/ext4/writer.ts'
 import type { Ext4Figures } from '@varve/images/filesystems/ext4/writer.ts'
 import { fat32SizeBytes, writeFat32 } from '@varve/images/filesystems/fat/writer.ts'
@@ -19,7 +20,7 @@ import { deriveSerial, deriveUuid, uuidToString } from '../recipe.ts'
 import type { DiskOptions } from '../recipe.ts'
 import { planDisk } from './disk-plan.ts'
 import type { DiskPlan } from './disk-plan.ts'
-import { EFI_BYTES_MIN, efiTree } from './efi-volume.ts'
+import { EFI_BYTES_MIN, efiTree, lendKernels } from './efi-volume.ts'
 
 export interface DiskSource {
   /** Digest of the recipe: all identifiers are derived from it. */
@@ -56,11 +57,11 @@ export function layOutDisk(source: DiskSource, writer: ChunkWriter): LaidOutDisk
   const { recipe, disk, tree, bootKit } = source
   const timeSeconds = diskTime(tree)
   const rootUuid = deriveUuid(recipe, 'root filesystem')
-  const rootBytesMin = ext4SizeBytes(tree, { freeBytes: 0 })
-  const rootBytes = disk.sizeBytes === null ? ext4SizeBytes(tree, { freeBytes: disk.freeBytes ?? Math.max(FREE_BYTES_MIN, Math.ceil(tree.contentBytes * FREE_SHARE)) }) : rootBytesMin
+  const freeBytes = disk.sizeBytes === null ? (disk.freeBytes ?? Math.max(FREE_BYTES_MIN, Math.ceil(tree.contentBytes * FREE_SHARE))) : 0
+  const rootBytes = ext4SizeBytes(tree, { freeBytes })
   // The configuration names partitions, whose identifiers do not depend on their sizes; so the plan can be made twice.
-  const sizes = { efiBytes: EFI_BYTES_MIN, rootBytesMin, rootBytes }
-  const efi = bootKit === undefined ? undefined : bootTree(source, bootKit, planDisk(recipe, disk, sizes), { timeSeconds, writer })
+  const sizes = { efiBytes: EFI_BYTES_MIN, rootBytes }
+  const efi = bootKit === undefined ? undefined : bootTree(source, bootKit, planDisk(recipe, { ...disk, sizeBytes: null }, sizes), { timeSeconds, writer })
   if (efi !== undefined) sizes.efiBytes = Math.max(EFI_BYTES_MIN, fat32SizeBytes(efi, { freeBytes: 0 }))
   const plan = planDisk(recipe, disk, sizes)
   const layout = new DiskLayout(plan.diskBytes)
@@ -83,15 +84,22 @@ export function layOutDisk(source: DiskSource, writer: ChunkWriter): LaidOutDisk
 function bootTree({ recipe, disk, tree }: DiskSource, bootKit: BootKit, plan: DiskPlan, { timeSeconds, writer }: { timeSeconds: number; writer: ChunkWriter }): Tree {
   const kernels = findKernels(tree)
   if (kernels.length === 0) throw new VarveError('BOOT_MISSING', 'no layer holds a kernel (boot/vmlinuz-VERSION); add one that does, or compose with --boot none')
+  const lent = grubReads(tree) ? undefined : lendKernels(kernels)
   const config = grubConfig({
-    kernels,
-    links: linksTo(tree, kernels[0]),
+    kernels: lent?.kernels ?? kernels,
+    kernelsOn: lent === undefined ? 'root' : 'efi',
+    links: lent === undefined ? linksTo(tree, kernels[0]) : undefined,
     rootUuid: uuidToString(deriveUuid(recipe, 'root filesystem')),
     rootPartitionGuid: plan.root.guid,
     rootPartition: plan.rootNumber,
     kernelCommandLine: disk.kernelCommandLine,
   })
-  return efiTree(bootKit, config, timeSeconds, writer)
+  return efiTree(bootKit, config, { timeSeconds, writer, source: tree, kernels: lent?.files ?? [] })
+}
+
+/** GRUB refuses filesystems with extended attributes so long that they have inodes of their own (ea_inode). */
+function grubReads(tree: Tree): boolean {
+  return demandOf(tree).outsideBlocks === 0
 }
 
 function writePartitionTable(layout: DiskLayout, plan: DiskPlan, bootKit: BootKit | undefined): void {

@@ -11,13 +11,7 @@ export const PartitionType = {
   efiSystem: 'c12a7328-f81f-11d2-ba4b-00c93ec93b8b',
   biosBoot: '21686148-6449-6e6f-744e-656564454649',
   linuxRootX64: '4f68bce3-e8cd-4db1-96e7-fbcaf984b709',
-  linuxData: '0fc63daf-8483-4772-8e79-3d69d8477de4',
 } as const
-
-/** Attribute bit 0: the platform needs the partition, do not delete it. */
-export const ATTRIBUTE_REQUIRED = 1n
-/** Attribute bit 2: a BIOS may boot from it. */
-export const ATTRIBUTE_LEGACY_BOOTABLE = 4n
 
 const HEADER_BYTES = 92
 const ENTRY_BYTES = 128
@@ -42,6 +36,7 @@ export interface GptPartition {
   firstByte: number
   /** Bytes, a multiple of 512, at least 512. */
   byteLength: number
+  /** Bits of UEFI 2.10, table 5.8; default none. */
   attributes?: bigint
 }
 

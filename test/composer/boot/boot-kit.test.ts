@@ -108,8 +108,8 @@ test('grub.cfg is accepted by GRUB\'s own parser, whatever the command line', ()
   const kernels = [{ version: '6.1.0-10-amd64', path: 'boot/vmlinuz-6.1.0-10-amd64', initrdPath: 'boot/initrd.img-6.1.0-10-amd64' }, { version: '6.1.0-9-amd64', path: 'boot/vmlinuz-6.1.0-9-amd64', initrdPath: undefined }]
   const rootUuid = '01234567-89ab-8def-8123-456789abcdef'
   for (const kernelCommandLine of ['', 'quiet console=ttyS0,115200', `a='b c' d="e" $f {g} ;h |i &j \`k\` #l <m> \\n`]) {
-    for (const links of [undefined, { kernel: 'vmlinuz', initrd: 'initrd.img' }]) {
-      const text = grubConfig({ kernels, links, rootUuid, rootPartitionGuid: rootUuid, rootPartition: 3, kernelCommandLine })
+    for (const [kernelsOn, links] of [['root', undefined], ['root', { kernel: 'vmlinuz', initrd: 'initrd.img' }], ['efi', undefined]] as const) {
+      const text = grubConfig({ kernels, kernelsOn, links, rootUuid, rootPartitionGuid: rootUuid, rootPartition: 3, kernelCommandLine })
       writeFileSync(join(directory, 'grub.cfg'), text, 'latin1')
       execFileSync('grub-script-check', [join(directory, 'grub.cfg')], { stdio: 'pipe' })
       assert.match(text, /root=PARTUUID=.* rootwait rw/)

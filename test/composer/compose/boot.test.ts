@@ -6,7 +6,6 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, before, test } from 'node:test'
 import { compose } from '@varve/composer/compose.ts'
-import type { Composition } from '@varve/composer/compose.ts'
 import { prepareRecipe } from '@varve/composer/prepare-recipe.ts'
 import { Home } from '@varve/images/store/home.ts'
 import { buildInitrd, downloadPackages, kernelPackage } from '../../../tools/demo/debian.ts'
@@ -17,8 +16,7 @@ import { writeRawDisk } from './raw-disk.ts'
 
 const BOOT_TIMEOUT_MS = 240_000
 const directory = mkdtempSync(join(tmpdir(), 'varve-boot-test-'))
-const disk = join(directory, 'disk.img')
-let composition: Composition
+const disks = new Map<string, { path: string; rootUuid: string }>()
 after(() => rmSync(directory, { recursive: true }))
 
 /** Tells what it was booted with, and reads a file that an upper layer has replaced. */
@@ -48,21 +46,36 @@ before(async () => {
     ...['proc', 'dev', 'sys'].map((path) => ({ path: `${path}/keep`, content: Buffer.alloc(0) })),
   ]
   const app: FileSpec[] = [{ path: 'etc/marker', content: Buffer.from('the top layer') }]
-  await using home = await Home.open(join(directory, 'home'), { create: true })
-  const { store, catalog } = home
-  for (const [layer, files] of [['base', base], ['app', app]] as const) {
-    await catalog.addLayer({ name: layer, kind: layer, content: 'tree', digest: await putLayer(store, files), entries: files.length, contentBytes: 0, source: 'test' })
-  }
-  composition = await compose(await prepareRecipe({ layers: ['base', 'app'], policy: { freeBytes: 64 << 20 } }, { store, catalog }), { store, catalog })
-  await writeRawDisk(composition, store, disk)
+  await composeDisk('plain', [base, app])
+  // A value longer than a block: ext4 keeps it in an inode of its own, and GRUB does not read such a filesystem.
+  await composeDisk('attributes', [base, app, [{ path: 'etc/long', xattrs: [{ name: 'user.long', value: Buffer.alloc(20_000, 'x') }] }]])
 })
 
-for (const firmware of ['bios', 'uefi'] as const) {
-  test(`a composed disk boots by ${firmware.toUpperCase()} to its topmost layer`, async () => {
-    await using guest = new Guest({ disk, firmware, memoryMiB: 512, extra: ['-snapshot'] })
-    const [, marker, root, mount] = await guest.waitFor(/varve-test: (.*) (root=\S+) on (.*)/, { timeoutMs: BOOT_TIMEOUT_MS })
+async function composeDisk(name: string, layers: FileSpec[][]): Promise<void> {
+  await using home = await Home.open(join(directory, `${name}.home`), { create: true })
+  const { store, catalog } = home
+  const names = layers.map((_, index) => `layer${index}`)
+  for (const [index, files] of layers.entries()) {
+    await catalog.addLayer({ name: names[index], kind: 'app', content: 'tree', digest: await putLayer(store, files), entries: files.length, contentBytes: 0, source: 'test' })
+  }
+  const composition = await compose(await prepareRecipe({ layers: names, policy: { freeBytes: 64 << 20 } }, { store, catalog }), { store, catalog })
+  const path = join(directory, `${name}.img`)
+  await writeRawDisk(composition, store, path)
+  disks.set(name, { path, rootUuid: composition.rootUuid })
+}
+
+const boots = [
+  { disk: 'plain', firmware: 'bios', what: 'a composed disk boots by BIOS to its topmost layer' },
+  { disk: 'plain', firmware: 'uefi', what: 'a composed disk boots by UEFI to its topmost layer' },
+  { disk: 'attributes', firmware: 'bios', what: 'a disk whose root filesystem GRUB cannot read boots all the same' },
+] as const
+for (const { disk, firmware, what } of boots) {
+  test(what, async () => {
+    const { path, rootUuid } = disks.get(disk)!
+    await using guest = new Guest({ disk: path, firmware, memoryMiB: 512, extra: ['-snapshot'] })
+    const [, marker, root, mount] = await guest.waitFor(/varve-test: (.*) (root=\S+) on (.*)\r?\n/, { timeoutMs: BOOT_TIMEOUT_MS })
     assert.equal(marker, 'the top layer')
-    assert.equal(root, `root=UUID=${composition.rootUuid}`)
+    assert.equal(root, `root=UUID=${rootUuid}`)
     assert.match(mount, /^\/dev\/vda3 \/ ext4 /)
   })
 }

@@ -15,7 +15,7 @@ import { isVarveError } from '@varve/images/errors.ts'
 import { Home } from '@varve/images/store/home.ts'
 import { MemoryStore } from '@varve/images/store/memory-store.ts'
 import type { ChunkStore } from '@varve/images/store/chunk-store.ts'
-import { putObject } from '@varve/images/store/object.ts'
+import { objectChunks, putObject } from '@varve/images/store/object.ts'
 import { Random, testSeed } from '../../random.ts'
 import { putLayer } from './layers.ts'
 import type { FileSpec } from './layers.ts'
@@ -123,6 +123,25 @@ test('the second composition comes from the catalog, and is the same', async () 
   for (const key of ['recipeDigest', 'mapDigest', 'diskDigest'] as const) assert.equal(digestToHex(second[key]), digestToHex(first[key]), key)
   for (const key of ['sizeBytes', 'rootUuid', 'partitions', 'files', 'contentBytes', 'report'] as const) assert.deepEqual(second[key], first[key], key)
   assert.ok(Buffer.from(second.map.encode()).equals(first.map.encode()))
+})
+
+test('what was composed before is read from the map alone: no tree is loaded', async () => {
+  await using home = await Home.open(join(directory, 'counted'), { create: true })
+  const { store, catalog } = home
+  const recipe = await recipeOf(store, [base, app])
+  const { mapDigest } = await compose(recipe, { store, catalog })
+  const read: string[] = []
+  const counting: ChunkStore = {
+    get: (digest) => {
+      read.push(digestToHex(digest))
+      return store.get(digest)
+    },
+    has: (digest) => store.has(digest),
+    writer: (options) => store.writer(options),
+    [Symbol.asyncDispose]: async () => {},
+  }
+  assert.ok((await compose(recipe, { store: counting, catalog })).cached)
+  assert.deepEqual(read, (await objectChunks(store, mapDigest)).map(digestToHex))
 })
 
 test('any change of the recipe changes the identifiers on the disk', async () => {

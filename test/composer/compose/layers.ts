@@ -6,6 +6,7 @@ import { putObject } from '@varve/images/store/object.ts'
 import { TreeBuilder } from '@varve/images/tree/tree-builder.ts'
 import { encodeTree } from '@varve/images/tree/tree-format.ts'
 import { Kind } from '@varve/images/tree/tree.ts'
+import type { Xattr } from '@varve/images/tree/tree.ts'
 
 export interface FileSpec {
   /** Names with slashes, in UTF-8 text; directories on the way are made. */
@@ -15,6 +16,7 @@ export interface FileSpec {
   target?: string
   mode?: number
   mtimeSeconds?: number
+  xattrs?: Xattr[]
 }
 
 const PIECE_BYTES = 64 << 10
@@ -26,7 +28,7 @@ export async function putLayer(store: ChunkStore, files: readonly FileSpec[]): P
   const directory = { ...common, kind: Kind.directory, mode: 0o755 }
   const builder = new TreeBuilder(directory)
   const directories = new Map([['', 0]])
-  for (const { path, content, target, mode, mtimeSeconds } of files) {
+  for (const { path, content, target, mode, mtimeSeconds, xattrs } of files) {
     const names = path.split('/').map((name) => Buffer.from(name).toString('latin1'))
     let parent = 0
     for (let depth = 1; depth < names.length; depth++) {
@@ -38,7 +40,7 @@ export async function putLayer(store: ChunkStore, files: readonly FileSpec[]): P
       }
       parent = entry
     }
-    const own = { ...common, mode: mode ?? 0o644, mtimeSeconds: mtimeSeconds ?? common.mtimeSeconds }
+    const own = { ...common, mode: mode ?? 0o644, mtimeSeconds: mtimeSeconds ?? common.mtimeSeconds, xattrs }
     const inode = builder.addInode(target === undefined ? { ...own, kind: Kind.file } : { ...own, mode: 0o777, kind: Kind.symlink, target: Buffer.from(target) })
     const chunks: number[] = []
     const lengths: number[] = []

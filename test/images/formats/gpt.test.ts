@@ -79,7 +79,7 @@ test('random tables pass sgdisk', () => {
     for (let index = random.between(0, 128); index > 0; index--) {
       at += random.below(4) * 512
       const byteLength = random.between(1, 5000) * 512
-      partitions.push({ typeGuid: PartitionType.linuxData, guid: guidOf(random), name: 'x'.repeat(random.between(0, 36)), firstByte: at, byteLength })
+      partitions.push({ typeGuid: PartitionType.linuxRootX64, guid: guidOf(random), name: 'x'.repeat(random.between(0, 36)), firstByte: at, byteLength })
       at += byteLength
     }
     write(at + 33 * 512 + random.below(3) * 512, partitions)
