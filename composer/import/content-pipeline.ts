@@ -39,7 +39,7 @@ export class ContentPipeline implements AsyncDisposable {
   /** The first batch, until it is known whether there is a second. */
   #first: Held | undefined
   #underWay = 0
-  #failure: { error: unknown } | undefined
+  #failure: { error: Error } | undefined
   #waiting: (() => void)[] = []
   #freeSlots: Uint8Array[] = []
   #slots = 0
@@ -127,8 +127,8 @@ export class ContentPipeline implements AsyncDisposable {
   }
 
   throwIfFailed(): void {
-    if (this.#failure !== undefined) throw this.#failure.error
     this.#options.signal?.throwIfAborted()
+    if (this.#failure !== undefined) throw this.#failure.error
   }
 
   async #startPool(): Promise<Pool> {
@@ -162,7 +162,7 @@ export class ContentPipeline implements AsyncDisposable {
   }
 
   #fail(error: unknown): void {
-    this.#failure ??= { error }
+    this.#failure ??= { error: error instanceof Error ? error : new Error(String(error)) }
     this.#wake()
   }
 
