@@ -33,7 +33,7 @@ function sources(folder: string): string[] {
 function imports(file: string): string[] {
   const text = readFileSync(path.join(root, file), 'utf8')
   const specifiers: string[] = []
-  for (const match of text.matchAll(/^\s*(?:import|export)\b[^'"\n]*?(?:from\s*)?['"]([^'"\n]+)['"]/gm)) specifiers.push(match[1])
+  for (const match of text.matchAll(/^\s*(?:import\s*|(?:import|export)\b[^'"\n]*?\bfrom\s*)['"]([^'"\n]+)['"]/gm)) specifiers.push(match[1])
   for (const match of text.matchAll(/^\}\s*from\s*['"]([^'"\n]+)['"]/gm)) specifiers.push(match[1])
   for (const match of text.matchAll(/\bimport(?:\.meta\.resolve)?\(\s*['"]([^'"\n]+)['"]\s*\)/g)) specifiers.push(match[1])
   return specifiers
