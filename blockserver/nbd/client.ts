@@ -23,12 +23,16 @@ const OPTION_REPLY_BYTES_MAX = 16 * 1024
 /** Option replies of one option that are accepted. */
 const OPTION_REPLIES_MAX = 100_000
 const REQUEST_BYTES_MAX = 32 * 1024 * 1024
+const CONNECT_MS_MAX = 10_000
 
 export interface ConnectOptions {
   /** Empty for the default export. */
   exportName?: string
   /** Default true. */
   structured?: boolean
+  /** For connecting and the handshake together; 10 s unless given. */
+  connectMsMax?: number
+  /** Destroys the connection, at any time. */
   signal?: AbortSignal
 }
 
@@ -87,12 +91,14 @@ export class NbdClient implements AsyncDisposable {
 
   /** @throws VarveError ADDRESS_INVALID, EXPORT_NOT_FOUND, PROTOCOL_INVALID, or what the socket throws */
   static async connect(address: string, options: ConnectOptions = {}): Promise<NbdClient> {
-    const stream = await ClientStream.connect(address, options.signal)
+    const stream = await ClientStream.connect(address, options)
     try {
       return new NbdClient(stream, await negotiate(stream, options))
     } catch (error) {
       stream.destroy()
       throw error
+    } finally {
+      stream.connected()
     }
   }
 
@@ -109,6 +115,7 @@ export class NbdClient implements AsyncDisposable {
         return { name: data.toString('utf8', 4, 4 + nameBytes), description: data.toString('utf8', 4 + nameBytes) }
       })
     } finally {
+      stream.connected()
       stream.destroy()
     }
   }
@@ -396,21 +403,24 @@ class ClientStream {
   readonly #socket: net.Socket
   #ended: Error | undefined
   #wake: (() => void) | undefined
+  readonly #timer: NodeJS.Timeout
 
-  static connect(address: string, signal?: AbortSignal): Promise<ClientStream> {
+  static connect(address: string, { connectMsMax = CONNECT_MS_MAX, signal }: ConnectOptions = {}): Promise<ClientStream> {
     const target = parseAddress(address)
     return new Promise((resolve, reject) => {
       const socket = net.connect({ ...target, signal } as net.NetConnectOpts)
-      socket.once('error', reject)
-      socket.once('connect', () => {
-        socket.off('error', reject)
-        resolve(new ClientStream(socket, formatAddress(target)))
+      const timer = setTimeout(() => socket.destroy(invalid(`${formatAddress(target)}: not connected within ${connectMsMax} ms`)), connectMsMax)
+      socket.once('error', (error) => {
+        clearTimeout(timer)
+        reject(error)
       })
+      socket.once('connect', () => resolve(new ClientStream(socket, formatAddress(target), timer)))
     })
   }
 
-  private constructor(socket: net.Socket, address: string) {
+  private constructor(socket: net.Socket, address: string, timer: NodeJS.Timeout) {
     this.#socket = socket
+    this.#timer = timer
     socket.setNoDelay(true)
     socket.on('readable', () => this.#wake?.())
     const ended = (cause?: Error) => {
@@ -420,6 +430,11 @@ class ClientStream {
     socket.once('error', ended)
     socket.once('end', () => ended())
     socket.once('close', () => ended())
+  }
+
+  /** The handshake is over, and with it its time. */
+  connected(): void {
+    clearTimeout(this.#timer)
   }
 
   write(parts: readonly Uint8Array[]): void {
