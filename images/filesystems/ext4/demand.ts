@@ -6,7 +6,7 @@ import type { Tree } from '../../tree/tree.ts'
 import { VarveError } from '../../errors.ts'
 import { directoryBlocksMax, nameBytes } from './directories.ts'
 import { extentTreeBlocks } from './extents.ts'
-import { BLOCKS_PER_GROUP, BLOCK_BYTES, FAST_SYMLINK_BYTES_MAX, FILE_BYTES_MAX, FIRST_INODE, LOST_FOUND_BLOCKS, LOST_FOUND_NAME, SYMLINK_BYTES_MAX, blocksOf } from './format.ts'
+import { BLOCKS_PER_GROUP, BLOCK_BYTES, FAST_SYMLINK_BYTES_MAX, FILE_BYTES_MAX, FIRST_INODE, LOST_FOUND_BLOCKS, LOST_FOUND_NAME, blocksOf } from './format.ts'
 import type { Geometry } from './geometry.ts'
 import { XATTR_BLOCK_SHARES_MAX, planXattrs } from './xattrs.ts'
 import type { XattrPlan } from './xattrs.ts'
@@ -92,8 +92,6 @@ function symlinkBlocks(tree: Tree): number {
   let blocks = 0
   for (const [inode, target] of tree.targets) {
     if (tree.kind[inode] !== Kind.symlink) continue
-    if (target.length === 0) throw new VarveError('SOURCE_INVALID', `${subjectOf(tree, inode)}: the symlink has an empty target`)
-    if (target.length > SYMLINK_BYTES_MAX) throw new VarveError('LIMIT_EXCEEDED', `${subjectOf(tree, inode)}: the symlink's target has ${target.length} bytes; at most ${SYMLINK_BYTES_MAX} are possible`)
     if (target.length > FAST_SYMLINK_BYTES_MAX) blocks++
   }
   return blocks

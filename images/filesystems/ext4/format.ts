@@ -31,10 +31,8 @@ export const LOST_FOUND_BLOCKS = 4
 
 /** Most names of a file; a directory with more subdirectories counts 1 (dir_nlink). */
 export const LINKS_MAX = 65000
-/** Longest target of a symlink that stands in the inode, bytes. */
+/** Longest target of a symlink that stands in the inode, bytes; longer ones, up to TARGET_BYTES_MAX of a tree, take one block. */
 export const FAST_SYMLINK_BYTES_MAX = 59
-/** Longest target of a symlink, bytes: one block, with the NUL that the kernel adds. */
-export const SYMLINK_BYTES_MAX = BLOCK_BYTES - 1
 /** Largest file: 2^32 - 1 blocks, bytes. */
 export const FILE_BYTES_MAX = (2 ** 32 - 1) * BLOCK_BYTES
 

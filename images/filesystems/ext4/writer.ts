@@ -65,6 +65,8 @@ export interface Ext4Figures {
   timesClamped: number
   /** Extended attributes of namespaces that ext4 does not have, left out; each inode counts. */
   xattrsDropped: number
+  /** Extended attributes that need the feature ea_inode, because they do not fit a block. GRUB up to 2.12 reads no filesystem with it. */
+  eaInodes: number
 }
 
 /**
@@ -158,6 +160,7 @@ class Ext4Writer {
       metadataBytes: this.#metadataBytes,
       timesClamped: this.#table.timesClamped,
       xattrsDropped: this.#xattrsDropped,
+      eaInodes: this.#outsideHashes.size,
     }
   }
 

@@ -12,8 +12,6 @@ const ENTRY_BYTES = 16
 const BLOCK_HEADER_BYTES = 32
 /** Inodes that may share a block. */
 export const XATTR_BLOCK_SHARES_MAX = 1024
-/** Largest value that Linux reads, bytes (XATTR_SIZE_MAX). */
-const VALUE_BYTES_MAX = 65536
 
 const ACL_INDEX_ACCESS = 2
 const ACL_INDEX_DEFAULT = 3
@@ -93,11 +91,10 @@ export function planXattrs(xattrs: readonly Xattr[], subject: () => string): Xat
 
 /** @returns undefined for a namespace that ext4 does not have */
 function toAttribute({ name, value }: Xattr, subject: () => string): Attribute | undefined {
-  if (value.length > VALUE_BYTES_MAX) throw new VarveError('LIMIT_EXCEEDED', `${subject()}: the extended attribute ${JSON.stringify(name)} has ${value.length} bytes; at most ${VALUE_BYTES_MAX} are possible`)
   const acl = ACL_NAMES.get(name)
   if (acl !== undefined) return { index: acl, name: '', value: toDiskAcl(value, subject), valueInode: 0 }
   for (const [prefix, index] of PREFIXES) {
-    if (name.startsWith(prefix) && name.length > prefix.length && name.length <= 255) return { index, name: name.slice(prefix.length), value, valueInode: 0 }
+    if (name.startsWith(prefix) && name.length > prefix.length) return { index, name: name.slice(prefix.length), value, valueInode: 0 }
   }
   return undefined
 }
