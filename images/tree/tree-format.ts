@@ -45,11 +45,12 @@ function entrySections(tree: Tree) {
   const entries = tree.entryCount
   const repeats = entries - tree.inodeCount
   const nameLengths = new Uint8Array(entries - 1)
-  const repeatEntries = new Uint32Array(repeats)
-  const repeatInodes = new Uint32Array(repeats)
+  const repeatGaps = new Uint32Array(repeats)
+  const inodesBack = new Uint32Array(repeats)
   let namesBytes = 0
   let inodes = 0
   let repeat = 0
+  let repeatBefore = 0
   for (let entry = 0; entry < entries; entry++) {
     const length = tree.names[entry].length
     if (entry > 0) nameLengths[entry - 1] = length
@@ -59,15 +60,16 @@ function entrySections(tree: Tree) {
       inodes++
     } else {
       if (inode > inodes) throw new RangeError('inodes of a tree are numbered by first use')
-      repeatEntries[repeat] = entry
-      repeatInodes[repeat++] = inode
+      repeatGaps[repeat] = entry - repeatBefore
+      inodesBack[repeat++] = inodes - inode
+      repeatBefore = entry
     }
   }
   const names = Buffer.allocUnsafe(namesBytes)
   for (let entry = 0, at = 0; entry < entries; entry += NAMES_AT_ONCE) {
     at += names.write(tree.names.slice(entry, entry + NAMES_AT_ONCE).join(''), at, 'latin1')
   }
-  return { nameLengths, names, repeatEntries, repeatInodes, childCounts: childCounts(tree) }
+  return { nameLengths, names, repeatGaps, inodesBack, childCounts: childCounts(tree) }
 }
 
 /** Of each directory, in the order of inodes, which is that of their entries. */
@@ -128,7 +130,7 @@ function contentSections(tree: Tree) {
   for (let inode = 0; inode < tree.inodeCount; inode++) if (tree.kind[inode] === Kind.file) pieceCounts.push(tree.pieceCount[inode])
   const pieces = tree.pieceChunk.length
   const pieceTypes = new Uint8Array(pieces)
-  const repeats: number[] = []
+  const chunksBack: number[] = []
   const holesLow: number[] = []
   const holesHigh: number[] = []
   let chunks = 0
@@ -143,13 +145,13 @@ function contentSections(tree: Tree) {
     } else {
       if (chunk > chunks) throw new RangeError('chunks of a tree are numbered by first use')
       pieceTypes[piece] = PIECE_REPEAT
-      repeats.push(chunk)
+      chunksBack.push(chunks - chunk)
     }
   }
   return {
     pieceCounts: Uint32Array.from(pieceCounts),
     pieceTypes,
-    repeatChunks: Uint32Array.from(repeats),
+    chunksBack: Uint32Array.from(chunksBack),
     holesLow: Uint32Array.from(holesLow),
     holesHigh: Uint32Array.from(holesHigh),
     chunkBytes: tree.chunkBytes,
@@ -186,10 +188,10 @@ export function decodeTree(bytes: Uint8Array): Tree {
 function readEntries(sections: Sections, kind: Uint8Array) {
   const names = readNames(sections)
   const count = names.length
-  const repeats = sections.count('repeatEntries')
+  const repeats = sections.count('repeatGaps')
   if (kind.length !== count - repeats) throw invalid(`${kind.length} inodes for ${count} entries, of which ${repeats} share one`)
-  const repeatEntries = sections.u32('repeatEntries')
-  const repeatInodes = sections.u32('repeatInodes', repeats)
+  const repeatGaps = sections.u32('repeatGaps')
+  const inodesBack = sections.u32('inodesBack', repeats)
   const childCounts = sections.u32('childCounts')
   const parent = new Uint32Array(count)
   const inode = new Uint32Array(count)
@@ -197,14 +199,16 @@ function readEntries(sections: Sections, kind: Uint8Array) {
   const childCount = new Uint32Array(count)
   let inodes = 0
   let repeat = 0
+  let repeatEntry = repeatGaps[0]
   let directory = 0
   let filled = 1
   for (let entry = 0; entry < count; entry++) {
     if (entry >= filled) throw invalid(`entry ${entry} is in no directory`)
     firstChild[entry] = filled
-    if (repeat < repeats && repeatEntries[repeat] === entry) {
-      const shared = repeatInodes[repeat++]
-      if (shared >= inodes) throw invalid(`entry ${entry} shares an inode that comes later`)
+    if (entry === repeatEntry) {
+      const shared = inodes - inodesBack[repeat]
+      repeatEntry += repeatGaps[++repeat]
+      if (shared < 0 || shared >= inodes) throw invalid(`entry ${entry} shares an inode that comes later`)
       if (kind[shared] === Kind.directory) throw invalid(`entry ${entry} is a second name of a directory`)
       inode[entry] = shared
     } else {
@@ -366,7 +370,7 @@ function readContent(sections: Sections, kind: Uint8Array) {
 /** Chunk and bytes of each piece. Every chunk is used: the first use is what numbers it. */
 function readPieces(sections: Sections, chunkBytes: Uint32Array) {
   const types = sections.u8('pieceTypes')
-  const repeats = sections.u32('repeatChunks')
+  const chunksBack = sections.u32('chunksBack')
   const holesLow = sections.u32('holesLow')
   const holesHigh = sections.u32('holesHigh', holesLow.length)
   const pieceChunk = new Uint32Array(types.length)
@@ -380,9 +384,11 @@ function readPieces(sections: Sections, chunkBytes: Uint32Array) {
       pieceBytes[piece] = chunkBytes[chunk]
       pieceChunk[piece] = chunk++
     } else if (types[piece] === PIECE_REPEAT) {
-      if (repeat === repeats.length || repeats[repeat] >= chunk) throw invalid('a piece repeats a chunk that comes later')
-      pieceBytes[piece] = chunkBytes[repeats[repeat]]
-      pieceChunk[piece] = repeats[repeat++]
+      if (repeat === chunksBack.length) throw invalid('repeats without a chunk')
+      const repeated = chunk - chunksBack[repeat++]
+      if (repeated < 0 || repeated >= chunk) throw invalid('a piece repeats a chunk that comes later')
+      pieceBytes[piece] = chunkBytes[repeated]
+      pieceChunk[piece] = repeated
     } else if (types[piece] === PIECE_HOLE) {
       if (hole === holesLow.length) throw invalid('holes without a length')
       const bytes = holesHigh[hole] * TWO_32 + holesLow[hole++]
@@ -393,7 +399,7 @@ function readPieces(sections: Sections, chunkBytes: Uint32Array) {
       throw invalid(`${types[piece]} is not a type of piece`)
     }
   }
-  if (chunk !== chunkBytes.length || repeat !== repeats.length || hole !== holesLow.length) throw invalid('chunks or holes without a piece')
+  if (chunk !== chunkBytes.length || repeat !== chunksBack.length || hole !== holesLow.length) throw invalid('chunks or holes without a piece')
   return { pieceChunk, pieceBytes }
 }
 

@@ -171,8 +171,8 @@ describe('hostile trees', () => {
     return encodeTree(builder.build())
   }
   const section = Object.fromEntries(
-    `nameLengths names repeatEntries repeatInodes kinds modes uids gids secondsLow secondsHigh nanoseconds xattrSets childCounts targetLengths targets
-     deviceMajors deviceMinors pieceCounts pieceTypes repeatChunks holesLow holesHigh chunkBytes chunkDigests xattrCounts xattrNameLengths xattrValueLengths xattrNames xattrValues`
+    `nameLengths names repeatGaps inodesBack kinds modes uids gids secondsLow secondsHigh nanoseconds xattrSets childCounts targetLengths targets
+     deviceMajors deviceMinors pieceCounts pieceTypes chunksBack holesLow holesHigh chunkBytes chunkDigests xattrCounts xattrNameLengths xattrValueLengths xattrNames xattrValues`
       .split(/\s+/).map((name, index) => [name, index]))
 
   // Entries: 0 root, 1-6 a-f, 7 x, 8 y. Inodes: 0 root, 1 a, 2 b, 3 d, 4 e, 5 f, 6 x, 7 y.
@@ -184,11 +184,12 @@ describe('hostile trees', () => {
     ['names longer than their section', 'nameLengths', 7, [9]],
     ['names that descend', 'names', 0, [0x7a]],
     ['a name twice', 'names', 1, [0x61]],
-    ['a shared inode that comes later', 'repeatInodes', 0, [3]],
-    ['a second name of a directory', 'repeatInodes', 0, [1]],
-    ['a second name of the root', 'repeatInodes', 0, [0]],
-    ['a repeat at an entry that does not exist', 'repeatEntries', 0, [99]],
-    ['a root that shares an inode', 'repeatEntries', 0, [0]],
+    ['a shared inode that comes later', 'inodesBack', 0, [0]],
+    ['a shared inode from before the first', 'inodesBack', 0, [4]],
+    ['a second name of a directory', 'inodesBack', 0, [2]],
+    ['a second name of the root', 'inodesBack', 0, [3]],
+    ['a repeat at an entry that does not exist', 'repeatGaps', 0, [99]],
+    ['a root that shares an inode', 'repeatGaps', 0, [0]],
     ['a root that is a file', 'kinds', 0, [Kind.file]],
     ['kind 0', 'kinds', 6, [0]],
     ['kind 10', 'kinds', 6, [10]],
@@ -217,7 +218,8 @@ describe('hostile trees', () => {
     ['piece type 3', 'pieceTypes', 0, [3]],
     ['a hole turned chunk', 'pieceTypes', 1, [0]],
     ['a chunk turned hole', 'pieceTypes', 0, [2]],
-    ['a repeat of a chunk that comes later', 'repeatChunks', 0, [2]],
+    ['a repeat of a chunk that comes later', 'chunksBack', 0, [0]],
+    ['a repeat of a chunk from before the first', 'chunksBack', 0, [3]],
     ['an empty hole', 'holesLow', 0, [0, 0]],
     ['a hole of 2^53 bytes', 'holesHigh', 0, [0, 0, 0x20], 'LIMIT_EXCEEDED'],
     ['an empty chunk', 'chunkBytes', 0, [0]],
