@@ -1,10 +1,12 @@
 /**
- * Compressed streams, known by their first bytes: gzip (RFC 1952) and Zstandard (RFC 8878) by node:zlib, xz by the program of that name.
+ * Compressed streams, known by their first bytes: gzip (RFC 1952) by node:zlib, Zstandard (RFC 8878) by libzstd,
+ * xz by the program of that name.
  */
 import { spawn } from 'node:child_process'
 import { Readable, pipeline } from 'node:stream'
-import { createGunzip, createZstdDecompress } from 'node:zlib'
-import { VarveError, isVarveError } from '../errors.ts'
+import { createGunzip } from 'node:zlib'
+import { VarveError } from '../errors.ts'
+import { zstdDecompressed } from '../native/zstd-stream.ts'
 import { ByteStream } from './byte-stream.ts'
 
 export type Compression = 'none' | 'gzip' | 'zstd' | 'xz'
@@ -49,17 +51,18 @@ function unsupported(format: string, command: string): VarveError {
 export async function decompressed(stream: ByteStream, options: { signal?: AbortSignal } = {}): Promise<ByteStream> {
   const compression = compressionOf(await stream.peek(MAGIC_BYTES))
   if (compression === 'none') return stream
-  return new ByteStream(compression === 'xz' ? throughXz(stream, options.signal) : throughZlib(stream, compression))
+  if (compression === 'zstd') return new ByteStream(zstdDecompressed(stream.rest()))
+  return new ByteStream(compression === 'xz' ? throughXz(stream, options.signal) : gunzipped(stream))
 }
 
-async function* throughZlib(stream: ByteStream, compression: 'gzip' | 'zstd'): AsyncGenerator<Uint8Array, void> {
-  const decoder = compression === 'gzip' ? createGunzip({ chunkSize: OUTPUT_BYTES }) : createZstdDecompress({ chunkSize: OUTPUT_BYTES })
+async function* gunzipped(stream: ByteStream): AsyncGenerator<Uint8Array, void> {
+  const decoder = createGunzip({ chunkSize: OUTPUT_BYTES })
   const input = Readable.from(copies(stream.rest()), { objectMode: false })
   try {
     pipeline(input, decoder, () => undefined)
     yield* decoder as AsyncIterable<Uint8Array>
   } catch (cause) {
-    throw isVarveError(cause) || !isCodecError(cause) ? cause : damaged(compression, (cause as Error).message, cause)
+    throw isZlibError(cause) ? damaged('gzip', (cause as Error).message, cause) : cause
   } finally {
     decoder.destroy()
     input.destroy()
@@ -71,10 +74,10 @@ async function* copies(chunks: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8A
   for await (const chunk of chunks) yield Buffer.from(chunk)
 }
 
-/** Errors of zlib and zstd have codes of their own; all others come from the source. */
-function isCodecError(error: unknown): boolean {
+/** Errors of zlib have codes of their own; all others come from the source. */
+function isZlibError(error: unknown): boolean {
   const { code } = error as NodeJS.ErrnoException
-  return typeof code === 'string' && /^(Z_|ZSTD_|ERR_ZLIB|ERR_ZSTD)/.test(code)
+  return typeof code === 'string' && /^(Z_|ERR_ZLIB)/.test(code)
 }
 
 async function* throughXz(stream: ByteStream, signal?: AbortSignal): AsyncGenerator<Uint8Array, void> {
@@ -88,13 +91,13 @@ async function* throughXz(stream: ByteStream, signal?: AbortSignal): AsyncGenera
   let inputError: unknown
   const input = Readable.from(copies(stream.rest()), { objectMode: false })
   // That xz closes its end early is told by its exit status.
-  pipeline(input, xz.stdin, (error) => (inputError = error?.code === 'EPIPE' ? undefined : (error ?? undefined)))
+  pipeline(input, xz.stdin, (error) => (inputError = error?.code === 'EPIPE' || error?.code === 'ERR_STREAM_PREMATURE_CLOSE' ? undefined : (error ?? undefined)))
   try {
     yield* xz.stdout as AsyncIterable<Uint8Array>
     const { status, error } = await exit
     if (error?.code === 'ENOENT') throw new VarveError('LIBRARY_MISSING', 'the program xz is not installed; install the package xz-utils', { cause: error })
     if (error !== undefined) throw error
-    if (inputError !== undefined && inputError !== null) throw inputError as Error
+    if (inputError !== undefined) throw inputError as Error
     if (status !== 0) throw damaged('xz', complaint.trim() || `xz ended with status ${status}`)
   } finally {
     input.destroy()

@@ -5,17 +5,20 @@
 import { VarveError } from '../errors.ts'
 import type { Xattr } from '../tree/tree.ts'
 
+const SCHILY = 'SCHILY.xattr.'
+const LIBARCHIVE = 'LIBARCHIVE.xattr.'
+
 /** Values by keyword, in latin1; a keyword that comes twice has its last value. */
 export class PaxRecords {
   readonly values = new Map<string, string>()
   /** GNU.sparse.offset and GNU.sparse.numbytes in their order: the only ones that repeat. */
   readonly sparse: string[] = []
 
-  /** These records over others (of global headers). An empty value takes away what the others say. */
+  /** These records over others (of global headers). An empty value takes away what the others say, but an attribute may be empty. */
   over(global: PaxRecords): PaxRecords {
     const merged = new PaxRecords()
     for (const [key, value] of [...global.values, ...this.values]) {
-      if (value === '') merged.values.delete(key)
+      if (value === '' && !key.startsWith(SCHILY)) merged.values.delete(key)
       else merged.values.set(key, value)
     }
     merged.sparse.push(...this.sparse)
@@ -64,9 +67,6 @@ export function paxTime(value: string, key: string): { seconds: number; nanoseco
   if (match[1] === '') return { seconds: whole, nanoseconds }
   return nanoseconds === 0 ? { seconds: -whole + 0, nanoseconds: 0 } : { seconds: -whole - 1, nanoseconds: 1_000_000_000 - nanoseconds }
 }
-
-const SCHILY = 'SCHILY.xattr.'
-const LIBARCHIVE = 'LIBARCHIVE.xattr.'
 
 /** Extended attributes that the records hold. @throws VarveError FORMAT_INVALID */
 export function paxXattrs({ values }: PaxRecords): Xattr[] {

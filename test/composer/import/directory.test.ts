@@ -174,10 +174,10 @@ describe('import of a directory', () => {
     await using home = new ImportHome()
     const root = home.makeDirectory('source')
     mkdirSync(`${root}/spool`)
-    for (let file = 0; file < 2000; file++) writeFileSync(`${root}/spool/${file}`, '')
-    const writer = spawn('bash', ['-c', 'while :; do : > new; mv new newer; done'], { cwd: `${root}/spool` })
+    for (let file = 0; file < 5000; file++) writeFileSync(`${root}/spool/${file}`, '')
+    const writer = spawn('bash', ['-c', 'for ((i = 0; ; i++)); do : > new-$i; done'], { cwd: `${root}/spool` })
     try {
-      while (!readdirSync(`${root}/spool`).includes('newer')) await sleep(5)
+      while (!readdirSync(`${root}/spool`).includes('new-0')) await sleep(5)
       await assert.rejects(home.import(`dir:${root}`), { code: 'SOURCE_CHANGED', message: /\/source\/spool\/ changed/ })
     } finally {
       writer.kill('SIGKILL')

@@ -17,6 +17,8 @@ export interface SampleOptions {
   /** Times before 1970 and after 2242 too. */
   farTimes?: boolean
   largeIds?: boolean
+  /** Paths and targets of less than a hundred bytes, most likely. */
+  shortNames?: boolean
 }
 
 /** Fills an empty directory with random entries. */
@@ -26,6 +28,7 @@ export function makeRandomTree(root: string, random: Random, options: SampleOpti
   const all = new Set<string>()
   // Run at the end in one go.
   const special: string[] = []
+  const early: string[] = []
   for (let entry = 0; entry < options.entries; entry++) {
     const path = `${random.pick(directories)}/${name(random, options)}`
     if (all.has(path)) continue
@@ -37,7 +40,7 @@ export function makeRandomTree(root: string, random: Random, options: SampleOpti
       directories.push(path)
       chmodSync(bytes, random.pick([0o755, 0o1777, 0o2775, 0o700]))
     } else if (what < 6) {
-      symlinkSync(Buffer.from('x'.repeat(random.pick([1, 59, 60, 61, 200])), 'latin1'), bytes)
+      symlinkSync(Buffer.from('x'.repeat(random.pick(options.shortNames === true ? [1, 59, 60, 61] : [1, 59, 60, 61, 200])), 'latin1'), bytes)
     } else if (what < 8 && files.length > 0) {
       linkSync(Buffer.from(random.pick(files), 'latin1'), bytes)
     } else if (what === 8) {
@@ -59,12 +62,15 @@ export function makeRandomTree(root: string, random: Random, options: SampleOpti
   }
   for (const path of [...all, root]) {
     const seconds = time(random, options)
-    lutimesSync(Buffer.from(path, 'latin1'), seconds, seconds)
+    // Node takes a time before 1970 for none.
+    if (seconds < 0) early.push(`touch -h -d @${seconds} '${path}'`)
+    else lutimesSync(Buffer.from(path, 'latin1'), seconds, seconds)
   }
+  execFileSync('bash', ['-e'], { input: Buffer.from(early.join('\n'), 'latin1') })
 }
 
-function name(random: Random, { rawNames = false }: SampleOptions): string {
-  const length = random.chance(0.05) ? random.between(200, 255) : random.between(1, 20)
+function name(random: Random, { rawNames = false, shortNames = false }: SampleOptions): string {
+  const length = shortNames ? random.between(1, 5) : random.chance(0.05) ? random.between(200, 255) : random.between(1, 20)
   let text = ''
   for (let at = 0; at < length; at++) {
     text += rawNames && random.chance(0.1) ? String.fromCharCode(random.between(0x80, 0xff)) : random.pick([...'abcdefghijklmnopqrstuvwxyz0123456789_- '])
