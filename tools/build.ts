@@ -1,47 +1,50 @@
 /**
  * Builds dist/: plain JavaScript with type declarations, for the published package.
- * Development needs no build; packages do, since Node strips no types inside node_modules. TypeScript strips them here,
- * and imports of workspaces (`@varve/images/store/home.ts`) become relative ones (`../images/store/home.js`).
+ * Development needs no build; packages do, since Node strips no types inside node_modules. The types are stripped here as Node strips them,
+ * so that what is published is what was tested, and imports of workspaces (`@varve/images/store/home.ts`) become relative ones.
  */
 import { spawnSync } from 'node:child_process'
-import { chmodSync, cpSync, mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
+import { chmodSync, globSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { stripTypeScriptTypes } from 'node:module'
 import path from 'node:path'
 
 const root = path.resolve(import.meta.dirname, '..')
 const dist = path.join(root, 'dist')
-/** The floors that are published. */
-const FOLDERS = ['images', 'composer', 'blockserver', 'agent', 'tools']
+const SOURCES = ['images', 'composer', 'blockserver', 'agent', 'tools'].map((folder) => `${folder}/**/*.ts`)
+/** For checkouts only. */
+const UNPUBLISHED = ['**/node_modules/**', 'tools/build.ts', 'tools/demo.ts', 'tools/demo/**']
 
-function compile(): void {
+function declare(): void {
   const config = path.join(dist, 'tsconfig.json')
-  mkdirSync(dist, { recursive: true })
   writeFileSync(config, JSON.stringify({
     extends: '../tsconfig.json',
-    compilerOptions: { noEmit: false, declaration: true, outDir: '.', rootDir: '..', removeComments: false },
-    include: FOLDERS.map((folder) => `../${folder}`),
-    exclude: ['../node_modules', '../**/node_modules', '../tools/build.ts', '../tools/demo.ts'],
+    compilerOptions: { noEmit: false, declaration: true, emitDeclarationOnly: true, outDir: '.', rootDir: '..' },
+    include: SOURCES.map((pattern) => `../${pattern}`),
+    exclude: UNPUBLISHED.map((pattern) => `../${pattern}`),
   }))
-  const tsc = path.join(root, 'node_modules/typescript/bin/tsc')
-  // Paths end in .ts still when TypeScript is done: they are rewritten below, with those of workspaces.
-  const { status, stdout } = spawnSync(process.execPath, [tsc, '--project', config, '--rewriteRelativeImportExtensions', 'false'], { encoding: 'utf8' })
+  const { status, stdout } = spawnSync(process.execPath, [path.join(root, 'node_modules/typescript/bin/tsc'), '--project', config], { encoding: 'utf8' })
   if (status !== 0) throw new Error(`tsc failed:\n${stdout}`)
   rmSync(config)
 }
 
-function rewriteImports(file: string): void {
-  const extension = file.endsWith('.d.ts') ? '.js' : '.js'
-  const up = path.relative(path.dirname(path.relative(dist, file)), '.') || '.'
-  const text = readFileSync(file, 'utf8')
-    .replace(/(['"])@varve\/([a-z]+)\/([^'"\n]+)\.ts\1/g, (_, quote: string, folder: string, rest: string) => `${quote}${up.startsWith('.') ? up : `./${up}`}/${folder}/${rest}${extension}${quote}`)
-    .replace(/(['"])(\.{1,2}\/[^'"\n]+)\.ts\1/g, (_, quote: string, rest: string) => `${quote}${rest}${extension}${quote}`)
-  writeFileSync(file, text)
+/** @param file below dist, whose imports are rewritten */
+function withPublishedImports(text: string, file: string): string {
+  const up = path.relative(path.dirname(file), dist)
+  return text
+    .replace(/(['"])@varve\/([a-z]+\/[^'"\n]+)\.ts\1/g, (_, quote: string, rest: string) => `${quote}${up}/${rest}.js${quote}`)
+    .replace(/(['"])(\.{1,2}\/[^'"\n]+)\.ts\1/g, '$1$2.js$1')
 }
 
 rmSync(dist, { recursive: true, force: true })
-compile()
-for (const file of readdirSync(dist, { recursive: true, encoding: 'utf8' })) {
-  if (file.endsWith('.js') || file.endsWith('.d.ts')) rewriteImports(path.join(dist, file))
+mkdirSync(dist)
+declare()
+for (const file of globSync('**/*.d.ts', { cwd: dist })) {
+  const target = path.join(dist, file)
+  writeFileSync(target, withPublishedImports(readFileSync(target, 'utf8'), target))
 }
-cpSync(path.join(root, 'package.json'), path.join(dist, 'package.json'))
-writeFileSync(path.join(dist, 'package.json'), JSON.stringify({ type: 'module' }))
+for (const file of globSync(SOURCES, { cwd: root, exclude: UNPUBLISHED })) {
+  const target = path.join(dist, file.replace(/\.ts$/, '.js'))
+  mkdirSync(path.dirname(target), { recursive: true })
+  writeFileSync(target, withPublishedImports(stripTypeScriptTypes(readFileSync(path.join(root, file), 'utf8')), target))
+}
 chmodSync(path.join(dist, 'tools/varve.js'), 0o755)
