@@ -11,8 +11,8 @@ export type Codec = 'none' | 'lz4' | 'zstd'
 /** By their number in formats. */
 export const CODECS: readonly Codec[] = ['none', 'lz4', 'zstd']
 
-/** Level of zstd where none is given; docs/decisions/0002-native-calls.md has the figures. */
-export const ZSTD_LEVEL_DEFAULT = 1
+/** Level of zstd where none is given; figures in docs/formats/chunk.md#codecs. */
+export const ZSTD_LEVEL_DEFAULT = 2
 
 /** lz4: bytes of the raw length that stands before the block. */
 const LZ4_PREFIX_BYTES = 4

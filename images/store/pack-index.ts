@@ -78,13 +78,14 @@ export interface LeaseRow {
   holder: string
 }
 
-type RawChunk = [pack: number, offset: number, stored: number, raw: number, codec: number, condemned: number | null]
+type RawChunk = [pack: number, offset: number, stored: number, raw: number, codec: number]
 
 export class PackIndex {
   readonly #path: string
   /** For statements of collection and verification; errors are translated by `run`. */
   readonly database: Database.Database
   readonly #find: Database.Statement
+  readonly #isKept: Database.Statement
   readonly #insert: Database.Statement
   readonly #insertPack: Database.Statement
   readonly #growPack: Database.Statement
@@ -93,7 +94,8 @@ export class PackIndex {
   private constructor(path: string, database: Database.Database) {
     this.#path = path
     this.database = database
-    this.#find = database.prepare('SELECT pack, offset, stored, raw, codec, condemned FROM chunks WHERE digest = ?').raw()
+    this.#find = database.prepare('SELECT pack, offset, stored, raw, codec FROM chunks WHERE digest = ?').raw()
+    this.#isKept = database.prepare('SELECT 1 FROM chunks WHERE digest = ? AND condemned IS NULL').pluck()
     this.#insert = database.prepare(`INSERT INTO chunks VALUES (?, ?, ?, ?, ?, ?, NULL) ON CONFLICT (digest) DO UPDATE SET
       pack = excluded.pack, offset = excluded.offset, stored = excluded.stored, raw = excluded.raw, codec = excluded.codec, condemned = NULL
       WHERE chunks.condemned IS NOT NULL`)
@@ -136,12 +138,24 @@ export class PackIndex {
     this.database.close()
   }
 
-  /** Where a chunk lies, and whether a collection has condemned it: readers find it still, writers do not count on it. */
-  find(digest: Digest): (ChunkPlace & { condemned: boolean }) | undefined {
-    const row = this.run(() => this.#find.get(digest)) as RawChunk | undefined
-    if (row === undefined) return undefined
-    const [pack, offset, stored, raw, codec, condemned] = row
-    return { ...this.checkedPlace(pack, offset, stored, raw, codec), condemned: condemned !== null }
+  /** Where a chunk lies, be it condemned or not. */
+  find(digest: Digest): ChunkPlace | undefined {
+    let row
+    try {
+      row = this.#find.get(digest) as RawChunk | undefined
+    } catch (error) {
+      throw translatedError(this.#path, error)
+    }
+    return row && this.checkedPlace(row[0], row[1], row[2], row[3], row[4])
+  }
+
+  /** True if a chunk is there and not condemned, so that a writer that holds a lease may count on it. */
+  isKept(digest: Digest): boolean {
+    try {
+      return this.#isKept.get(digest) !== undefined
+    } catch (error) {
+      throw translatedError(this.#path, error)
+    }
   }
 
   /** The columns of a row as they may be. @throws VarveError INDEX_INVALID */
@@ -228,11 +242,14 @@ function translated<T>(path: string, work: () => T): T {
   try {
     return work()
   } catch (error) {
-    if (!(error instanceof Database.SqliteError)) throw error
-    if (error.code.startsWith('SQLITE_BUSY')) throw new VarveError('STORE_LOCKED', `${path} has been locked by another process for ${BUSY_TIMEOUT_MS / 1000} s`, { cause: error })
-    if (/^SQLITE_(CORRUPT|NOTADB|ERROR|MISMATCH|CONSTRAINT)/.test(error.code)) throw invalid(path, error)
-    throw error
+    throw translatedError(path, error)
   }
+}
+
+function translatedError(path: string, error: unknown): unknown {
+  if (!(error instanceof Database.SqliteError)) return error
+  if (error.code.startsWith('SQLITE_BUSY')) return new VarveError('STORE_LOCKED', `${path} has been locked by another process for ${BUSY_TIMEOUT_MS / 1000} s`, { cause: error })
+  return /^SQLITE_(CORRUPT|NOTADB|ERROR|MISMATCH|CONSTRAINT)/.test(error.code) ? invalid(path, error) : error
 }
 
 /** Makes the names in a directory durable. */

@@ -3,7 +3,7 @@
  * Several processes and threads use one directory at once, each with a PackStore of its own. Bytes and protocols: docs/formats/pack.md.
  */
 import { closeSync, existsSync, mkdirSync, openSync } from 'node:fs'
-import { join } from 'node:path'
+import { dirname, join, resolve } from 'node:path'
 import { digestOf, digestToHex } from '../chunk/digest.ts'
 import type { Digest } from '../chunk/digest.ts'
 import { decompress } from '../chunk/codec.ts'
@@ -14,7 +14,7 @@ import { collect } from './collect.ts'
 import type { CollectOptions, CollectReport, Reachable } from './collect.ts'
 import { Lease, StoreLock } from './lease.ts'
 import { RECORD_HEADER_BYTES, packFileName } from './pack-format.ts'
-import { INDEX_FILE, PackIndex } from './pack-index.ts'
+import { INDEX_FILE, PackIndex, syncDirectory } from './pack-index.ts'
 import type { ChunkPlace } from './pack-index.ts'
 import { readFully } from './pack-scan.ts'
 import { PackWriter } from './pack-writer.ts'
@@ -185,6 +185,8 @@ function createIndex(directory: string): void {
   if (lock === undefined) return
   try {
     PackIndex.open(directory).close()
+    syncDirectory(directory)
+    syncDirectory(dirname(resolve(directory)))
   } finally {
     lock[Symbol.dispose]()
   }

@@ -50,7 +50,7 @@ export class PackWriter implements ChunkWriter {
     this.written.chunks++
     this.written.bytes += bytes.length
     const key = keyOf(digest)
-    if (this.#pending.has(key) || this.#index.find(digest)?.condemned === false) return digest
+    if (this.#pending.has(key) || this.#index.isKept(digest)) return digest
     const row = this.#attempt(() => this.#appender.append(digest, bytes, this.#codec))
     this.#rows.push(row)
     this.#pending.add(key)
@@ -62,7 +62,7 @@ export class PackWriter implements ChunkWriter {
 
   /** True if the chunk is there and stays while this writer is open, so that it need not be put. */
   has(digest: Digest): boolean {
-    return this.#pending.has(keyOf(digest)) || this.#index.find(digest)?.condemned === false
+    return this.#pending.has(keyOf(digest)) || this.#index.isKept(digest)
   }
 
   commit(): Promise<void> {

@@ -75,8 +75,8 @@ export async function rebuildIndex(directory: string, options: { signal?: AbortS
     index.close()
   }
   syncFile(temporary)
-  // The log of the old index must not be applied to the new one: it goes first.
-  for (const suffix of ['-wal', '-shm']) rmSync(join(directory, INDEX_FILE + suffix), { force: true })
+  // The log of the old index must not be applied to the new one. Stopped in between there is no index, and the next opening says so.
+  for (const suffix of ['', '-wal', '-shm']) rmSync(join(directory, INDEX_FILE + suffix), { force: true })
   renameSync(temporary, join(directory, INDEX_FILE))
   syncDirectory(directory)
   return report

@@ -229,12 +229,10 @@ describe(`collection (seed ${seed})`, () => {
         assert.equal(collector.signalCode, 'SIGKILL', 'the collector ended by itself')
       }
     })
-    for (const importer of importers) {
-      const [code] = importer.exitCode === null ? await once(importer, 'close') : [importer.exitCode]
-      assert.equal(code, 0)
-    }
+    const codes = await Promise.all(importers.map(async (importer) => (importer.exitCode === null ? (await once(importer, 'close'))[0] : importer.exitCode)))
     importing = false
     await Promise.all(collectors)
+    assert.deepEqual(codes, [0, 0, 0])
     await using store = PackStore.open(join(directory.path, 'store'))
     for (const digest of reachableFrom(directory.path)) store.get(digest)
     assert.deepEqual((await store.verify()).damage, [])
