@@ -91,7 +91,8 @@ export class OverlayStack implements BlockDevice {
     try {
       if (!stackFileExists(files, directory)) await createStack(files, directory, lower.sizeBytes, lowerDigest)
       const file = readStackFile(files, directory)
-      const firstGeneration = firstGenerationOver(file, directory, lowerDigest)
+      // The lowest: that a generation was settled counts once the caller says so, by `drop`.
+      const firstGeneration = Math.min(...generationsOver(file, directory, lowerDigest))
       await finishCreation(files, directory)
       const last = removeLeftovers(files, directory, file)
       let below = lower
@@ -116,9 +117,10 @@ export class OverlayStack implements BlockDevice {
   static async openFrozen({ directory, lower, lowerDigest, generation, files = localFiles }: OverlayStackOptions & { generation: number }): Promise<FrozenDisk> {
     if (!stackFileExists(files, directory)) throw new VarveError('NOT_FOUND', `there is no overlay in ${directory}`)
     const file = readStackFile(files, directory)
-    const firstGeneration = firstGenerationOver(file, directory, lowerDigest)
-    if (generation < firstGeneration || !files.exists(`${directory}/${generation + 1}`)) {
-      throw new VarveError('NOT_FOUND', `generation ${generation} of overlay ${directory} is not a frozen one above this disk`)
+    const firstGeneration = Math.max(...generationsOver(file, directory, lowerDigest).filter(first => first <= generation))
+    if (firstGeneration === -Infinity) throw new VarveError('NOT_FOUND', `generation ${generation} of overlay ${directory} is settled into the block map`)
+    if (!files.exists(`${directory}/${generation + 1}`)) {
+      throw new VarveError('NOT_FOUND', `generation ${generation} of overlay ${directory} is not a frozen one`)
     }
     const opened: OverlayDevice[] = []
     try {
@@ -219,7 +221,7 @@ export class OverlayStack implements BlockDevice {
     return this.#inTurn(async () => {
       const overlay = this.#frozen.at(0)
       if (overlay === undefined || generation !== this.#firstGeneration) throw new RangeError(`generation ${generation} is not the lowest frozen one`)
-      const bases = this.#file.bases.filter(base => Buffer.compare(base.lowerDigest, lowerDigest) !== 0)
+      const bases = this.#file.bases.filter(base => base.firstGeneration <= generation)
       await this.#writeFile([...bases, { lowerDigest, firstGeneration: generation + 1 }])
       const above = this.#frozen.at(1) ?? this.#top
       this.#frozen.shift()
@@ -366,13 +368,12 @@ async function finishCreation(files: OverlayFiles, directory: string): Promise<v
   if (generationsIn(files, directory).length === 0 && files.exists(`${directory}/1.new`)) await publishGeneration(files, directory, 1)
 }
 
-function firstGenerationOver(file: StackFile, directory: string, lowerDigest: Uint8Array): number {
-  const base = file.bases.find(candidate => Buffer.compare(candidate.lowerDigest, lowerDigest) === 0)
-  if (base === undefined) {
-    const names = file.bases.map(candidate => Buffer.from(candidate.lowerDigest).toString('hex')).join(' or ')
-    throw new VarveError('OVERLAY_INVALID', `overlay ${directory} belongs on block map ${names}, not on ${Buffer.from(lowerDigest).toString('hex')}`)
-  }
-  return base.firstGeneration
+/** Generations that lie on a map: one, or several if nothing was written in between. @throws VarveError OVERLAY_INVALID */
+function generationsOver(file: StackFile, directory: string, lowerDigest: Uint8Array): number[] {
+  const bases = file.bases.filter(candidate => Buffer.compare(candidate.lowerDigest, lowerDigest) === 0)
+  if (bases.length > 0) return bases.map(base => base.firstGeneration)
+  const names = file.bases.map(candidate => Buffer.from(candidate.lowerDigest).toString('hex')).join(' or ')
+  throw new VarveError('OVERLAY_INVALID', `overlay ${directory} belongs on block map ${names}, not on ${Buffer.from(lowerDigest).toString('hex')}`)
 }
 
 /** Generations that are there, in order. */
