@@ -123,6 +123,8 @@ export class Connection {
 
   async #release({ served }: Negotiated): Promise<void> {
     try {
+      // Whoever keeps the device may be killed next.
+      if (this.#context.stopping() && !served.device.readOnly) await served.device.flush()
       await served.release()
     } catch (error) {
       this.#log.error({ err: error, export: served.name }, 'an export cannot be closed')

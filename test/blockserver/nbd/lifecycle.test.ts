@@ -186,7 +186,7 @@ test('closing answers what is in flight, refuses what comes after, and then hang
   gate.resolve()
   await write
   await closed
-  assert.equal(disk.bytes[999], 5)
+  assert.equal(disk.durable[999], 5)
   assert.equal(disk.closes, 1)
   await assert.rejects(client.read(0, 1), (error) => isVarveError(error, 'PROTOCOL_INVALID'))
   assert.equal(serving.server.metrics.connectionsOpen, 0)
