@@ -26,10 +26,14 @@ export function ext4SizeBytes(tree: Tree, options: Ext4SizeOptions = {}): number
   return sizeFor(demand, freeBytes)
 }
 
-export function sizeFor(demand: Demand, freeBytes: number): number {
+/**
+ * The same for a known demand, at least `fromBytes`. Where the journal or another fixed part steps up, a larger disk may hold less:
+ * that a tree fits one size does not say that it fits all above.
+ */
+export function sizeFor(demand: Demand, freeBytes: number, fromBytes = DISK_BYTES_MIN): number {
   const freeBlocks = Math.ceil(freeBytes / BLOCK_BYTES)
   const leastForInodes = Math.floor(demand.inodes / INODES_PER_GROUP_MAX) * BLOCKS_PER_GROUP * BLOCK_BYTES
-  let sizeBytes = roundUp(Math.max(DISK_BYTES_MIN, leastForInodes, (demand.fileBlocks + freeBlocks) * BLOCK_BYTES))
+  let sizeBytes = roundUp(Math.max(fromBytes, leastForInodes, (demand.fileBlocks + freeBlocks) * BLOCK_BYTES))
   for (;;) {
     const missing = missingBlocks(demand, freeBlocks, sizeBytes)
     if (missing <= 0) return sizeBytes

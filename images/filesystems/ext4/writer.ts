@@ -65,7 +65,7 @@ export interface Ext4Figures {
   timesClamped: number
   /** Extended attributes of namespaces that ext4 does not have, left out; each inode counts. */
   xattrsDropped: number
-  /** Extended attributes that need the feature ea_inode, because they do not fit a block. GRUB up to 2.12 reads no filesystem with it. */
+  /** Extended attributes that need the feature ea_inode, because they do not fit a block. GRUB of Debian 12 (2.06) reads no filesystem with it. */
   eaInodes: number
 }
 
@@ -469,13 +469,11 @@ class Ext4Writer {
 
 /** @throws VarveError DISK_TOO_SMALL */
 function fittingGeometry(demand: Demand, sizeBytes: number): Geometry {
-  const needed = sizeFor(demand, 0)
-  if (sizeBytes < needed) {
-    throw new VarveError('DISK_TOO_SMALL', `the files need a filesystem of ${Math.ceil(needed / 2 ** 20)} MiB (${needed} bytes), and ${sizeBytes} bytes are given`)
+  const least = sizeFor(demand, 0)
+  if (sizeBytes >= least) {
+    const geometry = new Geometry({ sizeBytes, inodes: demand.inodes })
+    if (blocksNeeded(demand, geometry) <= geometry.freeBlocks) return geometry
   }
-  const geometry = new Geometry({ sizeBytes, inodes: demand.inodes })
-  if (blocksNeeded(demand, geometry) > geometry.freeBlocks) {
-    throw new VarveError('DISK_TOO_SMALL', `the files do not fit a filesystem of ${sizeBytes} bytes; give it ${Math.ceil(needed / 2 ** 20) + 256} MiB`)
-  }
-  return geometry
+  const needed = sizeBytes < least ? least : sizeFor(demand, 0, sizeBytes)
+  throw new VarveError('DISK_TOO_SMALL', `the files need a filesystem of ${Math.ceil(needed / 2 ** 20)} MiB (${needed} bytes), and ${sizeBytes} bytes are given`)
 }

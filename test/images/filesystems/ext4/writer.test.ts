@@ -125,15 +125,25 @@ describe('ext4 writer', () => {
     assert.equal(calls, 0)
   })
 
-  test('every size from the least on can be laid out', () => {
+  test('a size is either laid out, or refused with a larger one that is', () => {
     const seed = testSeed()
     const random = new Random(seed)
-    for (let round = 0; round < 60; round++) {
+    let refused = 0
+    for (let round = 0; round < 200; round++) {
       const tree = claimedTree(Array.from({ length: random.between(0, 20) }, () => random.below(random.pick([10_000, 50 * MEBIBYTE]))))
       const least = ext4SizeBytes(tree, { freeBytes: 0 })
-      const sizeBytes = round % 2 === 0 ? least : least + random.below(400 * MEBIBYTE)
-      assert.ok(writeExt4(tree, nowhere, { ...OPTIONS, sizeBytes }).sizeBytes <= sizeBytes, `VARVE_TEST_SEED=${seed}`)
+      const sizeBytes = Math.max(16 * MEBIBYTE, least + random.pick([0, random.between(-least, 300 * MEBIBYTE), random.below(10 * MEBIBYTE)]))
+      const write = (size: number) => writeExt4(tree, nowhere, { ...OPTIONS, sizeBytes: size })
+      try {
+        assert.ok(write(sizeBytes).sizeBytes <= sizeBytes)
+      } catch (error) {
+        assert.equal((error as VarveError).code, 'DISK_TOO_SMALL', `VARVE_TEST_SEED=${seed}: ${(error as Error).stack}`)
+        refused++
+        const enough = Number(/\((\d+) bytes\)/.exec((error as Error).message)?.[1])
+        assert.ok(enough > sizeBytes && write(enough).sizeBytes <= enough, `VARVE_TEST_SEED=${seed}`)
+      }
     }
+    assert.ok(refused > 0 && refused < 150)
   })
 
   test('sizes around the ends of groups are clean', () => {
