@@ -1,7 +1,10 @@
 import assert from 'node:assert/strict'
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
 import { copyFileSync, existsSync, readFileSync, readdirSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { describe, it } from 'node:test'
+import { Worker } from 'node:worker_threads'
 import { digestOf, digestToHex } from '@varve/images/chunk/digest.ts'
 import type { Digest } from '@varve/images/chunk/digest.ts'
 import { isVarveError } from '@varve/images/errors.ts'
@@ -150,6 +153,25 @@ describe(`PackStore (seed ${seed})`, () => {
     const open = readdirSync('/proc/self/fd').length
     for (let round = 0; round < 400; round++) store.get(random.pick(digests))
     assert.ok(readdirSync('/proc/self/fd').length <= open + 1)
+  })
+
+  it('threads and processes make, open and fill one store at once', async () => {
+    using directory = new TemporaryDirectory()
+    const random = new Random(seed)
+    const script = join(import.meta.dirname, 'store-worker.ts')
+    const path = join(directory.path, 'new', 'store')
+    const workers = [1, 2, 3].map(() => new Worker(script, { workerData: [path, String(random.uint32()), '400'] }))
+    const children = [1, 2].map(() => spawn(process.execPath, [script, path, String(random.uint32()), '400'], { stdio: 'inherit' }))
+    const codes = await Promise.all([...workers, ...children].map(async (one) => (await once(one, 'exit'))[0]))
+    assert.deepEqual(codes, [0, 0, 0, 0, 0])
+    await using store = PackStore.open(path)
+    for (let number = 0; number < 400; number++) {
+      const content = new Random(number).bytes(500 + number)
+      assert.ok(content.equals(store.get(digestOf(content))))
+    }
+    const report = await store.verify()
+    assert.deepEqual([report.damage, report.chunks], [[], 400])
+    assert.deepEqual(readdirSync(join(path, 'locks')).sort(), ['collect', 'store'])
   })
 
   it('a missing index is refused with what to do, and built again from the packs alone', async () => {
