@@ -158,23 +158,27 @@ export class ArchiveMembers {
       if (whiteouts === 'applied') paths.hide(directory)
       else this.#opaque.push(directory)
     } else if (!name.startsWith(AUFS_PREFIX)) {
-      const deleted = directory + name.slice(WHITEOUT_PREFIX.length)
+      const deletedName = name.slice(WHITEOUT_PREFIX.length)
+      if (deletedName === '' || deletedName === '.' || deletedName === '..') throw new VarveError('SOURCE_INVALID', `${printPath(path)} in the archive is a whiteout of nothing`)
+      const deleted = directory + deletedName
       if (whiteouts === 'applied') paths.delete(deleted)
       else this.#deleted.push(deleted)
     }
     return true
   }
 
-  /** A name that the layer deletes below and has itself is one that it replaces. */
+  /** A name that the layer deletes below and has itself is one that it replaces; so is one that is below what the layer has as no directory. */
   #keepWhiteouts(): void {
     const { builder, paths } = this.#options
     for (const path of this.#deleted) {
+      if (paths.isBlocked(path)) continue
       const place = paths.locate(path)
       const at = paths.at(place)
       if (at < 0) paths.put(place, builder.addInode(WHITEOUT))
       else if (builder.kind(paths.inode(at)) === Kind.directory) builder.setOpaque(paths.inode(at))
     }
     for (const path of this.#opaque) {
+      if (paths.isBlocked(`${path}name`)) continue
       const directory = paths.directory(path)
       if (directory >= 0) builder.setOpaque(paths.inode(directory))
     }

@@ -31,6 +31,9 @@ const KIND_BY_TYPE = new Map<number, Kind>([
   [0o140000, Kind.socket],
 ])
 
+/** Attributes up to this size, with their names, lie in the inode (a label does); larger ones may take blocks that count as the file's. Bytes. */
+const XATTRS_IN_INODE_BYTES = 80
+const XATTR_HEADER_BYTES = 16
 /** Paths from here on are too long for a single call of the kernel, bytes. */
 const PATH_BYTES_MAX = 4095
 /** How often a directory is listed again that changes while it is listed. */
@@ -210,11 +213,12 @@ class DirectoryImport {
     if (kind === Kind.directory) found.identity = this.#identity()
     try {
       if (kind === Kind.file) {
-        const file: FoundFile = { identity: this.#identity(), sizeBytes: status.sizeBytes, sparse: status.allocatedBytes < status.sizeBytes }
+        const file: FoundFile = { identity: this.#identity(), sizeBytes: status.sizeBytes, sparse: false }
         file.cached = this.#cache.find(status)
         found.file = file
       }
       found.init = this.#init(kind, path, directoryFd, bytes, found.file?.cached?.xattrs)
+      if (found.file !== undefined) found.file.sparse = mayHaveHoles(status, found.init.xattrs!)
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined
       throw error
@@ -322,7 +326,7 @@ class DirectoryImport {
       this.#builder.replaceInode(this.#files.inodes.values[file], init)
       this.#status.copyIdentity(this.#files.identities.values, file * IDENTITY_WORDS)
       this.#files.sizes.values[file] = this.#status.sizeBytes
-      this.#files.sparse.values[file] = this.#status.allocatedBytes < this.#status.sizeBytes ? 1 : 0
+      this.#files.sparse.values[file] = mayHaveHoles(this.#status, init.xattrs!) ? 1 : 0
       if (this.#status.sizeBytes > 0) this.#reading.add(file)
     }
     await this.#reading.drain()
@@ -351,6 +355,12 @@ function realPath(path: string): Buffer {
   } catch (cause) {
     throw unreadable(Buffer.from(path).toString('latin1'), (cause as NodeJS.ErrnoException).code ?? 'error', cause)
   }
+}
+
+/** Whether a file is to be asked for its holes: it takes less than its size, or attributes take blocks that hide that. */
+function mayHaveHoles(status: FileStatus, xattrs: readonly Xattr[]): boolean {
+  if (status.allocatedBytes < status.sizeBytes) return true
+  return xattrs.reduce((sum, { name, value }) => sum + XATTR_HEADER_BYTES + name.length + value.length, 0) > XATTRS_IN_INODE_BYTES
 }
 
 function withSlash(path: string): string {

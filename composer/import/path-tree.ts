@@ -89,6 +89,17 @@ export class PathTree {
     return name === '' ? ROOT : this.#child(directory, name)
   }
 
+  /** True if something that is no directory stands in the way to a path. */
+  isBlocked(path: string): boolean {
+    let at = ROOT
+    for (const name of componentsOf(path).slice(0, -1)) {
+      at = this.#child(at, name)
+      if (at < 0) return false
+      if (this.#builder.kind(this.#inode.values[at]) !== Kind.directory) return true
+    }
+    return false
+  }
+
   /** Inode of the name at a path, or -1; makes nothing, and follows symlinks on the way but not at the end. */
   find(path: string): number {
     const found = this.#lookUp(path)

@@ -1,9 +1,11 @@
 /**
- * Zstandard streams by the system's libzstd: any number of frames, skippable ones among them, one after the other.
+ * Zstandard streams by libzstd, called through koffi: any number of frames, skippable ones among them, one after the other.
  * node:zlib ends after the first frame, and layers of images are written in thousands (seekable formats, parallel compressors). Single chunks: zstd.ts.
  */
 import koffi from 'koffi'
+import type { LibraryHandle } from 'koffi'
 import { VarveError } from '../errors.ts'
+import { bindZstd } from './zstd.ts'
 
 const INPUT_BYTES = 1 << 20
 const OUTPUT_BYTES = 1 << 20
@@ -27,14 +29,8 @@ interface Library {
 
 let library: Library | undefined
 
-function load(): Library {
-  let handle
-  try {
-    handle = koffi.load('libzstd.so.1')
-  } catch (cause) {
-    throw new VarveError('LIBRARY_MISSING', 'the compression library libzstd.so.1 cannot be loaded; install the package libzstd1', { cause })
-  }
-  library = {
+function bind(handle: LibraryHandle): Library {
+  return {
     create: handle.func('void *ZSTD_createDStream(void)'),
     free: handle.func('size_t ZSTD_freeDStream(void *context)'),
     setMaxWindow: handle.func('size_t ZSTD_DCtx_setMaxWindowSize(void *context, size_t bytes)'),
@@ -42,7 +38,6 @@ function load(): Library {
     isError: handle.func('unsigned int ZSTD_isError(size_t code)'),
     errorName: handle.func('const char *ZSTD_getErrorName(size_t code)'),
   }
-  return library
 }
 
 /**
@@ -50,7 +45,7 @@ function load(): Library {
  * @throws VarveError FORMAT_INVALID, LIBRARY_MISSING
  */
 export async function* zstdDecompressed(source: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array, void> {
-  const zstd = library ?? load()
+  const zstd = (library ??= bindZstd(bind))
   const context = zstd.create()
   if (context === null) throw new Error('libzstd: out of memory')
   try {

@@ -34,19 +34,24 @@ let decompressContext: Context
 const compressContexts = new Map<number, Context>()
 
 /**
- * Names of the system's library are bound `deep`, to itself: otherwise its inner calls would land in Node's libzstd,
+ * Binds functions of libzstd. Names of the system's library are bound `deep`, to itself: otherwise its inner calls would land in Node's libzstd,
  * whose contexts are laid out differently, and corrupt memory.
+ * @throws VarveError LIBRARY_MISSING
  */
-function load(): Library {
+export function bindZstd<T>(bindTo: (handle: LibraryHandle) => T): T {
   try {
-    library = bind(koffi.load(null))
+    return bindTo(koffi.load(null))
   } catch {
     try {
-      library = bind(koffi.load('libzstd.so.1', { deep: true }))
+      return bindTo(koffi.load('libzstd.so.1', { deep: true }))
     } catch (cause) {
       throw new VarveError('LIBRARY_MISSING', 'the compression library libzstd.so.1 cannot be loaded; install the package libzstd1', { cause })
     }
   }
+}
+
+function load(): Library {
+  library = bindZstd(bind)
   // A worker thread that ends gives its contexts back; the process itself need not.
   process.once('exit', freeContexts)
   return library
