@@ -124,7 +124,7 @@ test('fio verifies a mixed random load', async () => {
   const disk = new TestDisk(64 * MiB)
   await using serving = await serve({ disk })
   await run('fio', ['--name=mixed', '--ioengine=nbd', `--uri=${serving.uri('disk')}`, '--rw=randrw', '--bsrange=512-128k', '--size=64m', '--io_size=96m', '--iodepth=32',
-    '--verify=crc32c', '--verify_fatal=1', '--fsync=200', '--randseed=1'])
+    '--verify=crc32c', '--verify_fatal=1', '--fsync=200', '--randseed=1', `--aux-path=${serving.directory}`])
   assert.equal(serving.server.metrics.errors, 0)
 })
 
