@@ -1,15 +1,17 @@
 /**
  * `varve gc`, `varve verify`, `varve doctor`: what keeps the store sound.
  */
-import path from 'node:path'
 import type { Command } from 'commander'
 import { digestToHex } from '@varve/images/chunk/digest.ts'
 import { doctor } from '@varve/images/store/doctor.ts'
 import { isVarveError } from '@varve/images/errors.ts'
+import { packsDirectory } from '@varve/images/store/home.ts'
 import { PackStore } from '@varve/images/store/pack-store.ts'
 import { checkRoots, reachableChunks } from '@varve/images/store/reachable.ts'
+import type { VerifyReport } from '@varve/images/store/verify.ts'
 import { removeLeftOverlays } from '../cvd-disk.ts'
 import { action } from '../invocation.ts'
+import type { Invocation } from '../invocation.ts'
 import { ExitStatus, formatBytes, formatTable } from '../terminal.ts'
 
 /** Composed disks that nobody has used for so long are forgotten by a collection; they can be composed again. */
@@ -40,9 +42,8 @@ export function addStoreCommands(program: Command): void {
     .option('--quick', 'headers and index only; contents are not read')
     .description('check every chunk, and that everything the catalog names is there; exit status 4 if damage was found')
     .action(action(async (invocation, options: { repair?: boolean; quick?: boolean }) => {
-      const rebuilt = options.repair === true ? await rebuildIfNeeded(invocation.homeDirectory, invocation.signal) : undefined
+      const report = await verifyStore(invocation, options)
       await using home = await invocation.openHome()
-      const report = rebuilt ?? (await home.store.verify({ signal: invocation.signal, readData: options.quick !== true, repair: options.repair }))
       const broken = []
       for await (const { root, chunksMissing, problem } of checkRoots(home, invocation)) {
         if (chunksMissing > 0 || problem !== undefined) broken.push({ type: root.type, digest: digestToHex(root.digest), chunksMissing, problem: problem?.message ?? null })
@@ -63,14 +64,14 @@ export function addStoreCommands(program: Command): void {
   }))
 }
 
-/** A store whose index is missing or unreadable cannot be opened: then all of it is made anew. */
-async function rebuildIfNeeded(homeDirectory: string, signal: AbortSignal) {
-  const packs = path.join(homeDirectory, 'packs')
+/** An index that is missing, or that a repair cannot go by, is made anew from the packs. */
+async function verifyStore(invocation: Invocation, { quick, repair }: { quick?: boolean; repair?: boolean }): Promise<VerifyReport> {
+  const { signal } = invocation
   try {
-    PackStore.open(packs).close()
-    return undefined
+    await using home = await invocation.openHome()
+    return await home.store.verify({ signal, readData: quick !== true, repair })
   } catch (error) {
-    if (!isVarveError(error, 'INDEX_INVALID')) throw error
-    return PackStore.rebuild(packs, { signal })
+    if (repair !== true || !isVarveError(error, 'INDEX_INVALID')) throw error
+    return PackStore.rebuild(packsDirectory(invocation.homeDirectory), { signal })
   }
 }
