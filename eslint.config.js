@@ -17,6 +17,10 @@ export default tseslint.config(
       '@typescript-eslint/no-non-null-assertion': 'off',
       '@typescript-eslint/only-throw-error': 'error',
       'no-console': 'off',
+      // `using _lease = ...` is used by its scope.
+      '@typescript-eslint/no-unused-vars': ['error', { ignoreUsingDeclarations: true }],
     },
   },
+  // Documents that the command prints are looked into as they are.
+  { files: ['test/**', 'tools/demo.ts'], rules: { '@typescript-eslint/no-explicit-any': 'off' } },
 )
