@@ -56,9 +56,9 @@ export class VarveServer implements AsyncDisposable {
     const exited = new Promise<number | NodeJS.Signals>((resolve) => child.on('exit', (status, signal) => resolve(status ?? signal!)))
     let stdout = ''
     let stderr = ''
-    child.stderr!.on('data', (bytes: Buffer) => (stderr = (stderr + bytes.toString()).slice(-8000)))
+    child.stderr.on('data', (bytes: Buffer) => (stderr = (stderr + bytes.toString()).slice(-8000)))
     await new Promise<void>((resolve, reject) => {
-      child.stdout!.on('data', (bytes: Buffer) => {
+      child.stdout.on('data', (bytes: Buffer) => {
         stdout += bytes.toString()
         try {
           JSON.parse(stdout)
