@@ -116,12 +116,13 @@ export class PackAppender {
     return synced
   }
 
-  /** The index counts on these packs up to these lengths now; full ones are closed. */
+  /** The index counts on these packs up to these lengths now; full ones of which it counts on everything are closed. */
   committed(packs: { pack: number; bytes: number }[]): void {
     const bytesOf = new Map(packs.map(({ pack, bytes }) => [pack, bytes]))
     for (const pack of this.#open()) pack.committedBytes = bytesOf.get(pack.pack) ?? pack.committedBytes
-    for (const pack of this.#full) if (bytesOf.has(pack.pack)) this.#seal(pack)
-    this.#full = this.#full.filter((pack) => !bytesOf.has(pack.pack))
+    // One that was filled up while it was synced holds records that the next commit counts on: sealed now, it would be cut short of them.
+    for (const pack of this.#full) if (pack.committedBytes === pack.bytes) this.#seal(pack)
+    this.#full = this.#full.filter((pack) => pack.committedBytes !== pack.bytes)
   }
 
   /** Drops what is not committed, and closes. */

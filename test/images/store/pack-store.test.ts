@@ -80,6 +80,26 @@ describe(`PackStore (seed ${seed})`, () => {
     for (const [index, digest] of digests.entries()) assert.equal(Buffer.from(store.get(digest)).readUInt32LE(), index)
   })
 
+  it('what is put while a commit is under way, beyond the end of a pack, is there after the next commit', async () => {
+    using directory = new TemporaryDirectory()
+    await using store = PackStore.open(directory.path)
+    const random = new Random(seed)
+    await using writer = store.writer({ codec: 'none' })
+    const digests = [writer.put(random.bytes(1000))]
+    const first = writer.commit()
+    // The commit has looked at what there is, and waits for the disk.
+    await Promise.resolve()
+    const megabyte = random.bytes(1 << 20)
+    for (let at = 0; at <= PACK_BYTES_TARGET; at += megabyte.length) {
+      megabyte.writeUInt32LE(at)
+      digests.push(writer.put(megabyte))
+    }
+    await first
+    await writer.commit()
+    for (const digest of digests) store.get(digest)
+    assert.equal((await store.verify()).damageCount, 0)
+  })
+
   it('a writer that ends without a commit leaves no file', async () => {
     using directory = new TemporaryDirectory()
     const random = new Random(seed)
