@@ -1,0 +1,198 @@
+/**
+ * Serving as a user meets it: what is offered, snapshots made while a CVD is served and while it is not, a clean end,
+ * and a second server of the same home. The clients are not ours: nbdinfo, nbdcopy, qemu-io.
+ */
+import assert from 'node:assert/strict'
+import { spawn, spawnSync } from 'node:child_process'
+import type { ChildProcess } from 'node:child_process'
+import { once } from 'node:events'
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import path from 'node:path'
+import test from 'node:test'
+import { LoopPartition } from '../composer/compose/raw-disk.ts'
+import { ScratchDirectory, varve, VarveServer } from '../varve-command.ts'
+
+/** Where the tests write: free space of the root filesystem, blocks of this size. */
+const WRITE_BYTES = 65_536
+
+/** A home with the layer `files@1`, and the CVD `desk` of it. */
+class DeskHome implements Disposable {
+  readonly scratch = new ScratchDirectory('cli-serve')
+  readonly path = this.scratch.join('home')
+  readonly composed: any
+
+  constructor() {
+    const source = this.scratch.join('source')
+    mkdirSync(source)
+    writeFileSync(path.join(source, 'hello'), 'hello from the layer\n')
+    varve(this.path, ['layer', 'import', 'files', `dir:${source}`, '--kind', 'base'])
+    varve(this.path, ['cvd', 'create', 'desk', '--layer', 'files', '--boot', 'none'])
+    this.composed = varve(this.path, ['compose', 'desk']).json
+  }
+
+  socket(name = 'nbd'): string {
+    return this.scratch.join(`${name}.sock`)
+  }
+
+  uri(disk: string, socket = this.socket()): string {
+    return `nbd+unix:///${encodeURIComponent(disk)}?socket=${socket}`
+  }
+
+  serve(socket = this.socket()): Promise<VarveServer> {
+    return VarveServer.start(this.path, `unix:${socket}`)
+  }
+
+  /** Somewhere in the middle of the disk. */
+  get freeOffset(): number {
+    return Math.floor(this.composed.sizeBytes / 2 / WRITE_BYTES) * WRITE_BYTES
+  }
+
+  [Symbol.dispose](): void {
+    this.scratch[Symbol.dispose]()
+  }
+}
+
+function command(program: string, ...args: string[]): { status: number | null; stdout: string; stderr: string } {
+  return spawnSync(program, args, { encoding: 'utf8' })
+}
+
+function info(uri: string): any {
+  const { status, stdout, stderr } = command('nbdinfo', '--json', uri)
+  assert.equal(status, 0, stderr)
+  return JSON.parse(stdout).exports[0]
+}
+
+/** Writes blocks of one byte, and flushes. */
+function write(uri: string, offset: number, pattern: number): void {
+  const { status, stdout, stderr } = command('qemu-io', '-f', 'raw', '-c', `write -P ${pattern} ${offset} ${WRITE_BYTES}`, '-c', 'flush', uri)
+  assert.equal(status, 0, stdout + stderr)
+  assert.doesNotMatch(stdout, /failed/)
+}
+
+/** qemu-io that stays connected while the test does something else. */
+class Client implements AsyncDisposable {
+  readonly #process: ChildProcess
+  readonly #exited: Promise<unknown>
+  #output = ''
+
+  private constructor(child: ChildProcess) {
+    this.#process = child
+    this.#exited = new Promise((resolve) => child.on('close', resolve))
+    for (const stream of [child.stdout!, child.stderr!]) stream.on('data', (bytes: Buffer) => (this.#output += bytes.toString()))
+  }
+
+  static async open(uri: string): Promise<Client> {
+    const client = new Client(spawn('qemu-io', ['-f', 'raw', uri], { stdio: 'pipe' }))
+    await client.type('length', /^\d|[KMG]iB/m)
+    return client
+  }
+
+  /** Types a command, and waits until what was printed since shows that it was done. */
+  async type(command: string, done: RegExp): Promise<void> {
+    this.#output = ''
+    this.#process.stdin!.write(`${command}\n`)
+    while (!done.test(this.#output)) {
+      const ended = await Promise.race([this.#exited.then(() => true), once(this.#process.stdout!, 'data').then(() => false)])
+      if (ended) throw new Error(`qemu-io ended:\n${this.#output}`)
+    }
+    assert.doesNotMatch(this.#output, /failed/)
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#process.stdin!.end()
+    await this.#exited
+  }
+}
+
+/** The disk holds blocks of this byte there. */
+function assertHolds(uri: string, offset: number, pattern: number): void {
+  const { status, stdout, stderr } = command('qemu-io', '-r', '-f', 'raw', '-c', `read -P ${pattern} ${offset} ${WRITE_BYTES}`, uri)
+  assert.equal(status, 0, stdout + stderr)
+  assert.match(stdout, /^read /m)
+  assert.doesNotMatch(stdout, /failed/)
+}
+
+test('a CVD is writable, its snapshots and layers are read-only, and each shows its own bytes', async () => {
+  using home = new DeskHome()
+  const offset = home.freeOffset
+  {
+    await using server = await home.serve()
+    write(home.uri('desk'), offset, 0x11)
+    // While it is served: the owner is asked.
+    assert.equal(varve(home.path, ['snapshot', 'create', 'desk', 'one']).json.snapshot, 'desk@one')
+    write(home.uri('desk'), offset, 0x22)
+    assertHolds(home.uri('desk@one'), offset, 0x11)
+    assertHolds(home.uri('desk'), offset, 0x22)
+    assert.equal(varve(home.path, ['snapshot', 'create', 'desk', 'one'], { expect: 1 }).json.error.code, 'ALREADY_EXISTS')
+    assert.equal(await server.stop('SIGTERM'), 0)
+  }
+  // While nobody serves it: here.
+  varve(home.path, ['snapshot', 'create', 'desk', 'two'])
+  assert.deepEqual(varve(home.path, ['snapshot', 'list', 'desk']).json.map(({ snapshot }: any) => snapshot), ['desk@one', 'desk@two'])
+  {
+    await using server = await home.serve()
+    write(home.uri('desk'), offset, 0x33)
+    for (const [disk, pattern, readOnly] of [['desk', 0x33, false], ['desk@one', 0x11, true], ['desk@two', 0x22, true], ['layer:files@1', 0, true]] as const) {
+      const { is_read_only: isReadOnly, 'export-size': sizeBytes } = info(home.uri(disk))
+      assert.equal(isReadOnly, readOnly, disk)
+      assert.equal(sizeBytes, home.composed.sizeBytes)
+      assertHolds(home.uri(disk), offset, pattern)
+    }
+    const refused = command('qemu-io', '-f', 'raw', '-c', `write -P 1 ${offset} 4096`, home.uri('desk@one'))
+    assert.match(refused.stdout + refused.stderr, /Permission denied|read.?only/i)
+    assertHolds(home.uri('desk@one'), offset, 0x11)
+
+    const copy = home.scratch.join('copy.img')
+    assert.equal(command('nbdcopy', home.uri('layer:files'), copy).status, 0)
+    using partition = new LoopPartition(copy, home.composed.partitions[0])
+    assert.equal(readFileSync(path.join(partition.mount(), 'hello'), 'utf8'), 'hello from the layer\n')
+    assert.equal(await server.stop('SIGINT'), 0)
+  }
+  varve(home.path, ['snapshot', 'remove', 'desk@one'])
+  assert.deepEqual(varve(home.path, ['snapshot', 'list', 'desk']).json.map(({ name }: any) => name), ['two'])
+  varve(home.path, ['gc'])
+  const { damageCount, broken } = varve(home.path, ['verify']).json
+  assert.deepEqual([damageCount, broken], [0, []])
+  {
+    await using server = await home.serve()
+    assertHolds(home.uri('desk@two'), offset, 0x22)
+    assertHolds(home.uri('desk'), offset, 0x33)
+    assert.equal(await server.stop(), 0)
+  }
+})
+
+test('what is not there is refused, and the server goes on', async () => {
+  using home = new DeskHome()
+  await using server = await home.serve()
+  for (const disk of ['nothing', 'desk@nothing', 'layer:nothing', 'layer:files@9', '../desk', 'desk@']) {
+    const { status, stderr } = command('nbdinfo', home.uri(disk))
+    assert.notEqual(status, 0, disk)
+    assert.match(stderr, /no export|not found|has no|export/i)
+  }
+  // The only CVD is the default.
+  assert.equal(info(home.uri(''))['export-size'], home.composed.sizeBytes)
+  assert.deepEqual(JSON.parse(command('nbdinfo', '--list', '--json', `nbd+unix:///?socket=${home.socket()}`).stdout).exports.map((one: any) => one['export-name']).sort(), ['desk', 'layer:files@1'])
+  assert.equal(await server.stop(), 0)
+})
+
+test('of two servers of one home only one serves a CVD at a time; the other says so, and takes over when it can', async () => {
+  using home = new DeskHome()
+  const offset = home.freeOffset
+  await using first = await home.serve()
+  await using second = await home.serve(home.socket('second'))
+  const there = home.uri('desk', home.socket('second'))
+  {
+    await using holder = await Client.open(home.uri('desk'))
+    await holder.type(`write -P 0x44 ${offset} ${WRITE_BYTES}`, /^wrote /m)
+    const { status, stderr } = command('qemu-io', '-r', '-f', 'raw', '-c', 'length', there)
+    assert.notEqual(status, 0)
+    assert.match(stderr, /in use by another process/)
+    await holder.type(`read -P 0x44 ${offset} ${WRITE_BYTES}`, /^read /m)
+  }
+  // Layers are anybody's.
+  assert.equal(info(home.uri('layer:files@1', home.socket('second'))).is_read_only, true)
+  assertHolds(there, offset, 0x44)
+  assert.equal(await first.stop(), 0)
+  assertHolds(there, offset, 0x44)
+  assert.equal(await second.stop(), 0)
+})
