@@ -1,6 +1,7 @@
 /**
  * Options of the command that say what a CVD's disk is to be like, and the policy that is kept of them.
  */
+import { Option } from 'commander'
 import type { Command } from 'commander'
 import { checkPolicy } from '@varve/composer/prepare-recipe.ts'
 import type { ComposePolicy } from '@varve/composer/prepare-recipe.ts'
@@ -24,7 +25,7 @@ const SIZE_BYTES_MAX = 2 ** 46
 
 export function withPolicyOptions(command: Command): Command {
   return command
-    .option('--boot <loader>', 'grub (BIOS and UEFI), or none (for -kernel boots and data disks)')
+    .addOption(new Option('--boot <loader>', 'grub (BIOS and UEFI), or none (for -kernel boots and data disks)').choices(['grub', 'none']))
     .option('--size <bytes>', 'size of the disk, such as 40G; default: content + 25%, at least 1 GiB free')
     .option('--label <text>', 'label of the root filesystem')
     .option('--kernel-arguments <text>', 'appended to the kernel command line')

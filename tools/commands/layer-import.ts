@@ -1,7 +1,7 @@
 /**
  * `varve layer import`.
  */
-import { Option } from 'commander'
+import { InvalidArgumentError, Option } from 'commander'
 import type { Command } from 'commander'
 import { importLayer } from '@varve/composer/import/import-layer.ts'
 import { SOURCE_FORMS } from '@varve/composer/import/source.ts'
@@ -14,14 +14,14 @@ import { formatBytes, formatDuration, formatTable } from '../terminal.ts'
 interface ImportOptions {
   kind: LayerKind
   squash?: boolean
-  workers?: string
+  workers?: number
 }
 
 export function addLayerImport(layer: Command): void {
   layer.command('import').argument('<name>').argument('<source>', SOURCE_FORMS)
     .addOption(new Option('--kind <kind>', 'what the layer is').choices(LAYER_KINDS).makeOptionMandatory())
     .option('--squash', 'an OCI image becomes one layer, instead of one for each of its own')
-    .option('--workers <number>', 'threads that read, hash and compress; default: one for each processor')
+    .option('--workers <number>', 'threads that read, hash and compress; default: one for each processor', parseWorkers)
     .description('import files as the next version of a layer')
     .action(action(async (invocation, name: string, source: string, options: ImportOptions) => {
       await using home = await invocation.openHome()
@@ -34,7 +34,7 @@ export function addLayerImport(layer: Command): void {
           kind: options.kind,
           source,
           squash: options.squash,
-          workers: options.workers === undefined ? undefined : Number(options.workers),
+          workers: options.workers,
           signal: invocation.signal,
           onProgress: ({ files, bytes, bytesTotal, sourceBytes, sourceBytesTotal }) => progress.update(sourceBytes ?? bytes, sourceBytesTotal ?? bytesTotal ?? null, `${files} files`),
         })
@@ -64,4 +64,10 @@ export function addLayerImport(layer: Command): void {
         progress.stop()
       }
     }))
+}
+
+function parseWorkers(text: string): number {
+  const workers = Number(text)
+  if (!(Number.isInteger(workers) && workers >= 1)) throw new InvalidArgumentError('give a whole number from 1')
+  return workers
 }

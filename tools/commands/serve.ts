@@ -1,6 +1,7 @@
 /**
  * `varve serve`: offers every CVD, snapshot and layer over NBD until it is told to end.
  */
+import { Option } from 'commander'
 import type { Command } from 'commander'
 import { pino } from 'pino'
 import { SharedExports } from '@varve/blockserver/nbd/export.ts'
@@ -13,7 +14,7 @@ const DEFAULT_ADDRESS = '127.0.0.1:10809'
 export function addServeCommand(program: Command): void {
   program.command('serve')
     .option('--nbd <address...>', 'HOST:PORT, [IPV6]:PORT or unix:PATH; may be repeated', [DEFAULT_ADDRESS])
-    .option('--log-level <level>', 'trace, debug, info, warn or error; logs are JSON on standard error', 'warn')
+    .addOption(new Option('--log-level <level>', 'logs are JSON on standard error').choices(['trace', 'debug', 'info', 'warn', 'error']).default('warn'))
     .description('serve every CVD, CVD@SNAPSHOT and layer:NAME@N over NBD; SIGTERM and SIGINT end it when everything is durable')
     .action(action(async (invocation, options: { nbd: string[]; logLevel: string }) => {
       await using home = await invocation.openHome()
