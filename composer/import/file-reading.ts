@@ -123,10 +123,14 @@ export class FileReading {
     const plan = this.#plan(file, sizeBytes, sparse)
     if (plan === undefined) return
     const content = new FileContent(this.#files.inodes.values[file], sizeBytes)
+    let dataBytes = 0
     for (const run of runsOf(plan.parts, plan.fixed)) {
+      dataBytes += run.length
       yield { file, ...run, flags: plan.fixed ? RUN_FIXED : 0, content, index: content.addRun(run) }
     }
     content.planned(this.#builder)
+    // Nobody reads holes, nor a file of nothing else: they are counted here.
+    this.#context.progress.add(dataBytes === 0 ? 1 : 0, sizeBytes - dataBytes)
   }
 
   /** Parts with data, and how they are to be cut; undefined if the file cannot be opened as what it was, which counts as changed. */
