@@ -2,7 +2,7 @@
  * Verification and repair of a pack store. Without repair it changes nothing. Repair makes the index say what the packs hold: it takes in what
  * the index does not know, and gives up what cannot be read. docs/formats/pack.md#repair.
  */
-import { closeSync, fstatSync, fsyncSync, openSync, readSync, readdirSync, renameSync, rmSync } from 'node:fs'
+import { closeSync, existsSync, fdatasyncSync, fstatSync, fsyncSync, openSync, readSync, readdirSync, renameSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { digestToHex } from '../chunk/digest.ts'
 import type { Digest } from '../chunk/digest.ts'
@@ -116,7 +116,7 @@ class Verification {
     }
     this.#checkPackless()
     if (this.#repair) {
-      await this.#setAside()
+      await this.#setAside(writing)
       this.#report.chunksDropped = this.#findSecondCopies()
     }
     this.#report.packs = packs.length
@@ -141,7 +141,8 @@ class Verification {
     const files = readdirSync(this.#directory).map(packIdOfFile).filter((id) => id !== undefined)
     const known = new Set(this.#index.packs().map(({ id }) => id))
     for (const id of files) {
-      if (known.has(id)) continue
+      // A writer that ends without a commit takes its file away, and then its row.
+      if (known.has(id) || !existsSync(join(this.#directory, packFileName(id)))) continue
       if (!this.#rebuilding) this.#damage({ file: packFileName(id), problem: 'the index does not know this pack' })
       if (this.#repair) this.#index.addPack(id, null)
     }
@@ -198,7 +199,11 @@ class Verification {
     }
     this.#checkHeader(fd, pack, goodEnd)
     if (matched.size < rows) this.#findLostRows(pack, matched)
-    if (recovered.length > 0) this.#recover(recovered, pack, goodEnd)
+    if (recovered.length === 0) return
+    // Whoever wrote this may have been killed before it was durable; the index counts on it from now on.
+    fdatasyncSync(fd)
+    syncDirectory(this.#directory)
+    this.#recover(recovered, pack, goodEnd)
   }
 
   #checkHeader(fd: number, pack: PackRow, goodEnd: number): void {
@@ -253,9 +258,13 @@ class Verification {
     if (this.#repair) this.#forget(rows)
   }
 
-  /** Copies what is good in damaged packs, gives up the rest, and renames the files, so that nothing reads them again. */
-  async #setAside(): Promise<void> {
-    const result = await repack(this.#directory, this.#index, [...this.#damagedPacks], {
+  /**
+   * Copies what is good in damaged packs, gives up the rest, and renames the files, so that nothing reads them again.
+   * One that a living writer appends to is left for a later repair: its next commit would name a pack that has gone.
+   */
+  async #setAside(writing: Set<number>): Promise<void> {
+    const finished = [...this.#damagedPacks].filter(({ lease }) => lease === null || !writing.has(lease))
+    const result = await repack(this.#directory, this.#index, finished, {
       damaged: 'drop',
       signal: this.#signal,
       retire: (pack) => {

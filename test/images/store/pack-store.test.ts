@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { copyFileSync, existsSync, readFileSync, readdirSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs'
+import { closeSync, copyFileSync, existsSync, openSync, readFileSync, readdirSync, rmSync, statSync, truncateSync, writeFileSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
 import { describe, it } from 'node:test'
 import { Worker } from 'node:worker_threads'
@@ -285,6 +285,28 @@ describe(`PackStore (seed ${seed})`, () => {
     await put(store, contents)
     for (const content of contents) assert.ok(content.equals(store.get(digestOf(content))))
     assert.deepEqual((await store.verify()).damage, [])
+  })
+
+  it('repair leaves a damaged pack to the writer that appends to it, and sets it aside once that has ended', async () => {
+    using directory = new TemporaryDirectory()
+    await using store = PackStore.open(directory.path)
+    const random = new Random(seed)
+    const writer = store.writer({ codec: 'none' })
+    const [damaged, good] = [writer.put(random.bytes(1000)), writer.put(random.bytes(1000))]
+    await writer.commit()
+    const [file] = packFiles(directory.path)
+    const fd = openSync(join(directory.path, file), 'r+')
+    writeSync(fd, Buffer.from([1, 2, 3]), 0, 3, PACK_HEADER_BYTES + RECORD_HEADER_BYTES + 500)
+    closeSync(fd)
+    assert.equal((await store.verify({ repair: true })).damageCount, 1)
+    const later = writer.put(random.bytes(1000))
+    await writer.commit()
+    store.get(later)
+    await writer[Symbol.asyncDispose]()
+    assert.deepEqual((await store.verify({ repair: true })).packsSetAside, [`${file}.damaged`])
+    for (const digest of [good, later]) store.get(digest)
+    assert.equal(store.has(damaged), false)
+    assert.equal((await store.verify()).damageCount, 0)
   })
 
   it('repair finds a second copy of a damaged chunk', async () => {
