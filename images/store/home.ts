@@ -146,7 +146,7 @@ function isTemporary(name: string): boolean {
 /** The version file comes first, and at once: from then on the directory is a home, and what it lacks is made by the next `open`. */
 function createHome(directory: string): void {
   try {
-    mkdirSync(directory, { recursive: true, mode: DIRECTORY_MODE })
+    makeDirectory(directory)
     const temporary = join(directory, `${VERSION_FILE}.${randomBytes(6).toString('hex')}`)
     const fd = openSync(temporary, 'wx', 0o600)
     writeSync(fd, `varve-home ${HOME_VERSION}\n`)
@@ -158,6 +158,19 @@ function createHome(directory: string): void {
     for (const name of readdirSync(directory)) if (isTemporary(name)) removeOld(join(directory, name))
   } catch (cause) {
     throw new VarveError('HOME_INVALID', `no home can be made in ${directory}: ${(cause as Error).message}`, { cause })
+  }
+}
+
+/** With its parents. Node's own way to do so never ends where the kernel allows no directory, as in /proc. */
+function makeDirectory(directory: string): void {
+  try {
+    mkdirSync(directory, { mode: DIRECTORY_MODE })
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException
+    if (code === 'EEXIST') return
+    if (code !== 'ENOENT' || existsSync(dirname(directory))) throw error
+    makeDirectory(dirname(directory))
+    mkdirSync(directory, { mode: DIRECTORY_MODE })
   }
 }
 

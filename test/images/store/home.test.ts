@@ -98,7 +98,11 @@ describe('home', () => {
     assert.equal(existsSync(join(path, 'catalog.db')), false)
   })
 
-  test('an overlay has a directory by CVD and generation', async () => {
+  test('a place where the kernel allows no directory is refused', async () => {
+    await assert.rejects(Home.open('/proc/varve-home'), { code: 'HOME_INVALID' })
+  })
+
+  test('an overlay has a directory by CVD and number', async () => {
     await using home = await Home.open(newPath())
     assert.equal(home.overlayDirectory('id', 3), join(home.directory, 'overlays', 'id', '3'))
   })
