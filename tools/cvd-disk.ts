@@ -16,6 +16,8 @@ import { VarveError } from '@varve/images/errors.ts'
 import { tryLock } from '@varve/images/native/libc.ts'
 import type { Cvd, Snapshot } from '@varve/images/store/catalog.ts'
 import type { Home } from '@varve/images/store/home.ts'
+import type { Lease } from '@varve/images/store/lease.ts'
+import { checkName } from '@varve/images/store/names.ts'
 import { getObject, putObject } from '@varve/images/store/object.ts'
 
 export interface CvdDiskOptions {
@@ -32,6 +34,8 @@ export class CvdDisk implements AsyncDisposable {
   readonly #stack: OverlayStack
   /** The map below the stack. */
   #baseMap: BlockMap
+  /** What the stack has adopted and the catalog does not name yet: until it does, only the lease keeps its chunks. */
+  #adopted: { generation: number; mapDigest: Digest; lease: Lease } | undefined
   /** Snapshots and settling, one after another. */
   #turn: Promise<unknown> = Promise.resolve()
 
@@ -50,8 +54,7 @@ export class CvdDisk implements AsyncDisposable {
    */
   static async open(name: string, options: CvdDiskOptions): Promise<CvdDisk> {
     const { home, cache } = options
-    const found = await home.catalog.cvd(name)
-    const owner = ownOverlays(home, found)
+    const { owner } = await ownCvd(home, name)
     try {
       // Until the catalog names the base, only this lease keeps it.
       await using _lease = home.store.lease()
@@ -75,6 +78,7 @@ export class CvdDisk implements AsyncDisposable {
   snapshot(name: string): Promise<Snapshot> {
     return this.#inTurn(async () => {
       const { catalog } = this.#home
+      checkName(name, 'snapshot')
       if ((await catalog.snapshots(this.cvd.name)).some((snapshot) => snapshot.name === name)) {
         throw new VarveError('ALREADY_EXISTS', `CVD ${this.cvd.name} has a snapshot ${name} already`)
       }
@@ -86,19 +90,40 @@ export class CvdDisk implements AsyncDisposable {
   /** Turns every frozen generation into chunks and a block map; what they held can be collected when nothing names it. */
   settle(signal?: AbortSignal): Promise<void> {
     return this.#inTurn(async () => {
-      const { store, catalog } = this.#home
+      await this.#recordAdopted()
       while (this.#stack.frozenGenerations().length > 0) {
-        await using writer = store.writer({ signal })
-        const { generation, map } = await this.#stack.settle(this.#baseMap, writer, { signal })
-        const digest = putObject(writer, map.encode())
-        await writer.commit()
-        // From here on the stack opens over the old map and the new one, so that the catalog may name either.
-        await this.#stack.adopt({ generation, lower: new MapDevice(map, store, this.#cache), lowerDigest: digest })
-        this.#baseMap = map
-        await catalog.settle(this.cvd.name, { overlay: this.cvd.overlay!, generation, map: digest })
-        await this.#stack.drop()
+        await this.#settleLowest(signal)
+        await this.#recordAdopted()
       }
     })
+  }
+
+  async #settleLowest(signal: AbortSignal | undefined): Promise<void> {
+    const { store } = this.#home
+    // Older than the writer's, so that it protects what that finds, and goes on when that has ended.
+    const lease = store.lease()
+    try {
+      await using writer = store.writer({ signal })
+      const { generation, map } = await this.#stack.settle(this.#baseMap, writer, { signal })
+      const mapDigest = putObject(writer, map.encode())
+      await writer.commit()
+      // From here on the stack opens over the old map and the new one, so that the catalog may name either.
+      await this.#stack.adopt({ generation, lower: new MapDevice(map, store, this.#cache), lowerDigest: mapDigest })
+      this.#baseMap = map
+      this.#adopted = { generation, mapDigest, lease }
+    } finally {
+      if (this.#adopted?.lease !== lease) lease.release()
+    }
+  }
+
+  /** If it fails, the next settling begins with it: a later generation's would drop this one while the catalog still needs it. */
+  async #recordAdopted(): Promise<void> {
+    if (this.#adopted === undefined) return
+    const { generation, mapDigest, lease } = this.#adopted
+    await this.#home.catalog.settle(this.cvd.name, { overlay: this.cvd.overlay!, generation, map: mapDigest })
+    await this.#stack.drop()
+    this.#adopted = undefined
+    lease.release()
   }
 
   /** Makes everything durable, and lets another process own the disk. */
@@ -107,6 +132,8 @@ export class CvdDisk implements AsyncDisposable {
     try {
       await this.#stack[Symbol.asyncDispose]()
     } finally {
+      // The catalog names the old map still, over which the next opening finds the generation frozen.
+      this.#adopted?.lease.release()
       this.#owner[Symbol.dispose]()
     }
   }
@@ -124,10 +151,27 @@ export async function readMap(home: Home, digest: Digest): Promise<BlockMap> {
 }
 
 /**
- * Owns all overlays of a CVD until it is disposed of, or the process dies.
- * @throws VarveError STORE_LOCKED
+ * Owns the CVD of a name, with all its overlays, until `owner` is disposed of, or the process dies.
+ * @throws VarveError NOT_FOUND, STORE_LOCKED
  */
-export function ownOverlays(home: Home, cvd: Cvd): Disposable {
+export async function ownCvd(home: Home, name: string): Promise<{ cvd: Cvd; owner: Disposable }> {
+  for (;;) {
+    const found = await home.catalog.cvd(name)
+    const owner = ownOverlays(home, found)
+    try {
+      const cvd = await home.catalog.cvd(name)
+      if (cvd.id === found.id) return { cvd, owner }
+    } catch (error) {
+      owner[Symbol.dispose]()
+      throw error
+    }
+    // It was removed, and its name given to another, before the lock was had.
+    owner[Symbol.dispose]()
+  }
+}
+
+/** @throws VarveError STORE_LOCKED */
+function ownOverlays(home: Home, cvd: Cvd): Disposable {
   const fd = openSync(path.join(home.runDirectory, `${cvd.id}.lock`), 'a', 0o600)
   if (!tryLock(fd)) {
     closeSync(fd)
@@ -136,19 +180,27 @@ export function ownOverlays(home: Home, cvd: Cvd): Disposable {
   return { [Symbol.dispose]: () => closeSync(fd) }
 }
 
-/** Removes overlays that no CVD and no snapshot needs any more, and that no process owns. */
+/**
+ * Removes overlays that no CVD and no snapshot needs any more. The catalog is asked after the directories were listed: it names an overlay before
+ * its directory is made, and none again that it has let go of, which takes the CVD's lock.
+ */
 export async function removeLeftOverlays(home: Home): Promise<void> {
+  const found = namesIn(path.join(home.directory, 'overlays')).map((id) => ({ id, overlays: namesIn(home.overlaysDirectory(id)) }))
   const needed = await home.catalog.overlays()
-  const cvds = new Map((await home.catalog.cvds()).map((cvd) => [cvd.id, cvd]))
-  for (const id of readdirSync(path.join(home.directory, 'overlays'))) {
-    const cvd = cvds.get(id)
-    if (cvd === undefined) {
-      rmSync(home.overlaysDirectory(id), { recursive: true, force: true })
-      continue
-    }
-    for (const overlay of readdirSync(home.overlaysDirectory(id))) {
-      if (!needed.get(id)?.has(Number(overlay))) rmSync(path.join(home.overlaysDirectory(id), overlay), { recursive: true, force: true })
-    }
+  for (const { id, overlays } of found) {
+    const ofCvd = needed.get(id)
+    if (ofCvd === undefined) rmSync(home.overlaysDirectory(id), { recursive: true, force: true })
+    else for (const overlay of overlays) if (!ofCvd.has(Number(overlay))) rmSync(path.join(home.overlaysDirectory(id), overlay), { recursive: true, force: true })
+  }
+}
+
+/** None if another process has just removed the directory. */
+function namesIn(directory: string): string[] {
+  try {
+    return readdirSync(directory)
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return []
+    throw error
   }
 }
 

@@ -3,11 +3,11 @@
  */
 import { rmSync } from 'node:fs'
 import type { Command } from 'commander'
-import type { JsonObject } from '@varve/images/store/catalog.ts'
+import type { Cvd, JsonObject } from '@varve/images/store/catalog.ts'
 import { formatLayerName } from '@varve/images/store/names.ts'
 import { policyDocument, withPolicyOptions } from '../cvd-policy.ts'
 import type { PolicyOptions } from '../cvd-policy.ts'
-import { ownOverlays } from '../cvd-disk.ts'
+import { ownCvd } from '../cvd-disk.ts'
 import { action } from '../invocation.ts'
 import { cvdDocument, formatTime, snapshotDocument } from '../names.ts'
 import { formatTable } from '../terminal.ts'
@@ -38,7 +38,7 @@ export function addCvdCommands(program: Command): void {
 
   cvd.command('remove').argument('<name>').option('--snapshots', 'remove its snapshots too').description('remove a CVD and everything written in it').action(action(async (invocation, name: string, options: { snapshots?: boolean }) => {
     await using home = await invocation.openHome()
-    using _owner = ownOverlays(home, await home.catalog.cvd(name))
+    using _owner = (await ownCvd(home, name)).owner
     const removed = await home.catalog.removeCvd(name, { snapshots: options.snapshots })
     rmSync(home.overlaysDirectory(removed.id), { recursive: true, force: true })
     invocation.result(cvdDocument(removed), `removed ${name}`)
@@ -50,13 +50,14 @@ export function addCvdCommands(program: Command): void {
     .description('stack a CVD anew')
     .action(action(async (invocation, name: string, options: PolicyOptions & { set: string[]; dryRun?: boolean; discardWrites?: boolean }) => {
       await using home = await invocation.openHome()
-      const before = await home.catalog.cvd(name)
-      const policy: JsonObject = { ...before.policy, ...policyDocument(options) }
+      const policyOver = (before: Cvd): JsonObject => ({ ...before.policy, ...policyDocument(options) })
       if (options.dryRun === true) {
-        await dryRun(invocation, home, { layers: options.set, policy })
+        await dryRun(invocation, home, { layers: options.set, policy: policyOver(await home.catalog.cvd(name)) })
         return
       }
-      using _owner = ownOverlays(home, before)
+      const { cvd: before, owner } = await ownCvd(home, name)
+      using _owner = owner
+      const policy = policyOver(before)
       const changed = await home.catalog.setCvdLayers(name, options.set, { policy, discardWrites: options.discardWrites })
       invocation.result(cvdDocument(changed), `${name}: ${changed.layers.map(formatLayerName).join(', ')}`)
     }))

@@ -1,0 +1,117 @@
+/**
+ * The disk of a CVD beside other processes, and when a step fails: what a snapshot names stays, and what is in use is not removed.
+ */
+import assert from 'node:assert/strict'
+import { existsSync, mkdirSync, writeFileSync } from 'node:fs'
+import { describe, it } from 'node:test'
+import { importLayer } from '@varve/composer/import/import-layer.ts'
+import type { BlockDevice } from '@varve/images/device/block-device.ts'
+import { ChunkCache } from '@varve/images/device/chunk-cache.ts'
+import { MapDevice } from '@varve/images/device/map-device.ts'
+import { isVarveError } from '@varve/images/errors.ts'
+import { Home } from '@varve/images/store/home.ts'
+import { reachableChunks } from '@varve/images/store/reachable.ts'
+import { CvdDisk, ownCvd, readMap, removeLeftOverlays } from '@varve/tools/cvd-disk.ts'
+import { ScratchDirectory } from '../varve-command.ts'
+
+const CVD = 'desk'
+const BLOCK_BYTES = 4096
+
+async function homeWithCvd(scratch: ScratchDirectory): Promise<Home> {
+  const source = scratch.join('source')
+  mkdirSync(source)
+  writeFileSync(`${source}/file`, 'content')
+  const home = await Home.open(scratch.join('home'))
+  await importLayer({ home, name: 'base', kind: 'base', source: `dir:${source}`, workers: 1 })
+  await home.catalog.createCvd({ name: CVD, layers: ['base'], policy: { boot: 'none' } })
+  return home
+}
+
+async function fill(device: BlockDevice, value: number): Promise<void> {
+  await device.write(new Uint8Array(BLOCK_BYTES).fill(value), 0)
+  await device.flush()
+}
+
+async function firstByte(device: BlockDevice): Promise<number> {
+  const bytes = new Uint8Array(BLOCK_BYTES)
+  await device.read(bytes, 0)
+  return bytes[0]
+}
+
+describe('CvdDisk', () => {
+  it('a snapshot whose settling the catalog could not record is kept, and settled before the next one', async () => {
+    using scratch = new ScratchDirectory('cvd-disk')
+    await using home = await homeWithCvd(scratch)
+    const cache = new ChunkCache({ bytesMax: 1 << 20 })
+    const shows = async (snapshot: string) => {
+      const { map } = await home.catalog.snapshot(CVD, snapshot)
+      return firstByte(new MapDevice(await readMap(home, map!), home.store, cache))
+    }
+    {
+      await using disk = await CvdDisk.open(CVD, { home, cache })
+      await fill(disk.device, 1)
+      await disk.snapshot('one')
+      const settle = home.catalog.settle.bind(home.catalog)
+      home.catalog.settle = () => Promise.reject(new Error('no space left on device'))
+      await assert.rejects(disk.settle(), /no space left/)
+      // What the disk stands on now has no name yet.
+      await home.store.collect(() => reachableChunks(home))
+      cache.clear()
+      assert.equal(await firstByte(disk.device), 1)
+      home.catalog.settle = settle
+      await fill(disk.device, 2)
+      await disk.snapshot('two')
+      await disk.settle()
+      assert.equal(await firstByte(disk.device), 2)
+    }
+    assert.equal(await shows('one'), 1)
+    assert.equal(await shows('two'), 2)
+    await using disk = await CvdDisk.open(CVD, { home, cache })
+    assert.equal(await firstByte(disk.device), 2)
+  })
+
+  it('a name that is refused freezes nothing', async () => {
+    using scratch = new ScratchDirectory('cvd-disk')
+    await using home = await homeWithCvd(scratch)
+    await using disk = await CvdDisk.open(CVD, { home, cache: new ChunkCache({ bytesMax: 1 << 20 }) })
+    await assert.rejects(disk.snapshot('../one'), (error) => isVarveError(error, 'NAME_INVALID'))
+    assert.equal((disk.device as CvdDisk['device'] & { topGeneration: number }).topGeneration, 1)
+  })
+
+  it('an overlay that is made while left ones are removed stays', async () => {
+    using scratch = new ScratchDirectory('cvd-disk')
+    await using home = await homeWithCvd(scratch)
+    const cache = new ChunkCache({ bytesMax: 1 << 20 })
+    const left = home.overlayDirectory('gone', 1)
+    mkdirSync(left, { recursive: true })
+    const overlays = home.catalog.overlays.bind(home.catalog)
+    let disk: CvdDisk | undefined
+    home.catalog.overlays = async () => {
+      const needed = await overlays()
+      disk = await CvdDisk.open(CVD, { home, cache })
+      return needed
+    }
+    await removeLeftOverlays(home)
+    await using opened = disk!
+    assert.equal(existsSync(left), false)
+    assert.equal(existsSync(home.overlayDirectory(opened.cvd.id, opened.cvd.overlay!)), true)
+  })
+
+  it('whoever waits for the name of a CVD that is removed does not own the next one of that name by it', async () => {
+    using scratch = new ScratchDirectory('cvd-disk')
+    await using home = await homeWithCvd(scratch)
+    const first = await home.catalog.cvd(CVD)
+    const cvd = home.catalog.cvd.bind(home.catalog)
+    home.catalog.cvd = async (name) => {
+      home.catalog.cvd = cvd
+      const found = await cvd(name)
+      await home.catalog.removeCvd(name)
+      await home.catalog.createCvd({ name, layers: ['base'] })
+      return found
+    }
+    const owned = await ownCvd(home, CVD)
+    using _owner = owned.owner
+    assert.notEqual(owned.cvd.id, first.id)
+    await assert.rejects(ownCvd(home, CVD), (error) => isVarveError(error, 'STORE_LOCKED'))
+  })
+})
