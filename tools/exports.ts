@@ -98,9 +98,10 @@ export class HomeExports implements ExportSource {
   }
 
   async #openSnapshot(cvdName: string, name: string): Promise<Opened> {
-    const snapshot = await this.#home.catalog.snapshot(cvdName, name)
+    // Before the catalog is asked: what it names then stays, also when the snapshot is settled or removed.
     const lease = this.#home.store.lease()
     try {
+      const snapshot = await this.#home.catalog.snapshot(cvdName, name)
       const device = await this.#snapshotDevice(await this.#home.catalog.cvd(cvdName), snapshot)
       return { device, close: () => closeLeased(device, lease), description: `snapshot ${name} of ${cvdName}` }
     } catch (error) {
