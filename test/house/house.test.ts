@@ -101,6 +101,19 @@ test('every code of images/errors.ts is thrown somewhere', () => {
   for (const code of ERROR_CODES) assert.ok(texts.some((text) => text.includes(`'${code}'`)), code)
 })
 
+test('docs/invariants.md names tests that exist, for every invariant of docs/DESIGN.md', () => {
+  const rows = [...readFileSync(path.join(root, 'docs/invariants.md'), 'utf8').matchAll(/^\| (.*) \| (test\/\S+) \| (.+) \|$/gm)]
+  for (const [, , file, name] of rows) assert.ok(readFileSync(path.join(root, file), 'utf8').includes(name), `${file}: ${name}`)
+  const numbers = rows.map((row) => parseInt(row[1])).filter((number) => !Number.isNaN(number))
+  const section = /^## 4\. Invariants.*?(?=^## )/ms.exec(readFileSync(path.join(root, 'docs/DESIGN.md'), 'utf8'))![0]
+  assert.deepEqual(numbers, [...section.matchAll(/^(\d+)\. /gm)].map((match) => Number(match[1])))
+})
+
+test('images opens no sockets', () => {
+  const sockets = ['node:net', 'node:tls', 'node:dgram', 'node:http', 'node:https', 'node:http2']
+  for (const file of sources('images')) for (const specifier of imports(file)) assert.ok(!sockets.includes(specifier), `${file} imports ${specifier}`)
+})
+
 test('every top-level folder says in a README what it holds', () => {
   for (const folder of [...Object.keys(FLOORS), 'docs']) {
     assert.ok(readFileSync(path.join(root, folder, 'README.md'), 'utf8').length > 100, folder)
