@@ -29,7 +29,7 @@ export function withPolicyOptions(command: Command): Command {
     .option('--size <bytes>', 'size of the disk, such as 40G; default: content + 25%, at least 1 GiB free')
     .option('--label <text>', 'label of the root filesystem')
     .option('--kernel-arguments <text>', 'appended to the kernel command line')
-    .option('--decide <conflict=layer>', 'which layer is right in a conflict; may be repeated', (value: string, before: string[]) => [...before, value], [] as string[])
+    .option('--decide <conflict=layer>', 'which layer is right in a conflict; may be repeated', (value: string, before: string[] = []) => [...before, value])
 }
 
 /** Only what was said on the command line. @throws VarveError NAME_INVALID, LIMIT_EXCEEDED */
@@ -39,7 +39,7 @@ export function policyDocument(options: PolicyOptions): JsonObject {
   if (options.size !== undefined) policy.sizeBytes = parseSize(options.size)
   if (options.label !== undefined) policy.label = options.label
   if (options.kernelArguments !== undefined) policy.kernelCommandLine = options.kernelArguments
-  if (options.decide !== undefined && options.decide.length > 0) policy.decisions = Object.fromEntries(options.decide.map(parseDecision))
+  if (options.decide !== undefined) policy.decisions = Object.fromEntries(options.decide.map(parseDecision))
   checkPolicy(policy)
   return policy as JsonObject
 }

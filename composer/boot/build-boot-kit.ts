@@ -83,7 +83,7 @@ async function runMkimage(parameters: string[], { signal }: { signal?: AbortSign
     await promisify(execFile)('grub-mkimage', parameters, { signal, timeout: MKIMAGE_TIMEOUT_MS, env: { PATH: `${process.env.PATH}:/usr/sbin`, LC_ALL: 'C' } })
   } catch (cause) {
     if ((cause as NodeJS.ErrnoException).code === 'ENOENT') {
-      throw new VarveError('BOOT_MISSING', 'there is no grub-mkimage on this machine; install the package grub-common, or compose with --boot none', { cause })
+      throw new VarveError('BOOT_MISSING', 'there is no grub-mkimage on this machine; install the package grub-common, or give the CVD --boot none', { cause })
     }
     if (signal?.aborted === true) throw cause
     throw new VarveError('BOOT_MISSING', `grub-mkimage failed: ${(cause as { stderr?: string }).stderr?.trim() ?? String(cause)}`, { cause })

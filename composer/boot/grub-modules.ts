@@ -73,7 +73,7 @@ async function readContent(tree: Tree, inode: number, store: ChunkStore): Promis
 /** @throws VarveError BOOT_MISSING, naming the package */
 export async function readGrubFile(files: GrubFiles, platform: GrubPlatform, name: string): Promise<Uint8Array> {
   const bytes = await files.read(name)
-  if (bytes === undefined) throw new VarveError('BOOT_MISSING', `${files.where} has no ${name}; install the package ${PACKAGES[platform]}, or compose with --boot none`)
+  if (bytes === undefined) throw new VarveError('BOOT_MISSING', `${files.where} has no ${name}; install the package ${PACKAGES[platform]}, or give the CVD --boot none`)
   return bytes
 }
 

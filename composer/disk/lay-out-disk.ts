@@ -83,7 +83,7 @@ export function layOutDisk(source: DiskSource, writer: ChunkWriter): LaidOutDisk
 
 function bootTree({ recipe, disk, tree }: DiskSource, bootKit: BootKit, plan: DiskPlan, { timeSeconds, writer }: { timeSeconds: number; writer: ChunkWriter }): Tree {
   const kernels = findKernels(tree)
-  if (kernels.length === 0) throw new VarveError('BOOT_MISSING', 'no layer holds a kernel (boot/vmlinuz-VERSION); add one that does, or compose with --boot none')
+  if (kernels.length === 0) throw new VarveError('BOOT_MISSING', 'no layer holds a kernel (boot/vmlinuz-VERSION); add one that does, or give the CVD --boot none')
   const lent = grubReads(tree) ? undefined : lendKernels(kernels)
   const config = grubConfig({
     kernels: lent?.kernels ?? kernels,

@@ -270,7 +270,7 @@ export class Catalog implements AsyncDisposable {
       const same = policy === row.policy && before.map(formatLayerName).join() === after.map(formatLayerName).join()
       if (same) return cvdOf(db, row)
       if (row.base_map_digest !== null && options.discardWrites !== true) {
-        throw new VarveError('IN_USE', `CVD ${name} has an overlay that fits its present layers only; changing them discards what was written since the last snapshot`)
+        throw new VarveError('IN_USE', `CVD ${name} has an overlay that fits its present layers only; changing them discards what was written since the last snapshot; take one, then say --discard-writes`)
       }
       const changed = { policy, recipe_digest: null, base_map_digest: null, overlay: null }
       await db.updateTable('cvds').set(changed).where('id', '=', row.id).execute()
