@@ -20,7 +20,7 @@ export function formatBytes(bytes: number): string {
     value /= KIBI
     unit++
   }
-  return `${unit === 0 ? value : value.toFixed(1)} ${UNITS[unit]}`
+  return `${unit === 0 ? Math.round(value) : value.toFixed(1)} ${UNITS[unit]}`
 }
 
 /** `1.25 s` or `40 ms` */
