@@ -25,3 +25,10 @@ export function judge(source: string, image: string): Judgement {
   if (status !== 0) throw new Error(`${script} ended with ${status}: ${stderr}`)
   return JSON.parse(stdout) as Judgement
 }
+
+/** What e2fsck would fix, optimize or remark; nothing if the filesystem is as it should be. @param device or file that holds ext4 */
+export function remarksOfFsck(device: string): string[] {
+  const { status, stdout, stderr } = spawnSync('e2fsck', ['-fn', device], { encoding: 'utf8', maxBuffer: 1 << 28 })
+  const remarks = stdout.split('\n').filter((line) => line !== '' && !/^Pass \d: |^\w+: \d+\/\d+ files /.test(line))
+  return status === 0 ? remarks.slice(0, 20) : [`exit status ${status}`, ...remarks.slice(0, 20), stderr]
+}
