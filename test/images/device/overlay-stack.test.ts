@@ -7,6 +7,7 @@ import { digestOf } from '@varve/images/chunk/digest.ts'
 import type { BlockDevice } from '@varve/images/device/block-device.ts'
 import { ChunkCache } from '@varve/images/device/chunk-cache.ts'
 import { MapDevice } from '@varve/images/device/map-device.ts'
+import { MemoryDevice } from '@varve/images/device/memory-device.ts'
 import { localFiles } from '@varve/images/device/overlay-files.ts'
 import type { OverlayFiles } from '@varve/images/device/overlay-files.ts'
 import { OverlayStack } from '@varve/images/device/overlay-stack.ts'
@@ -14,7 +15,7 @@ import { decodeStackFile } from '@varve/images/device/overlay-stack-file.ts'
 import type { MemoryStore } from '@varve/images/store/memory-store.ts'
 import { Random, testSeed } from '../../random.ts'
 import { deviceConformance, randomContent } from './conformance.ts'
-import { DelayedStore } from './delayed.ts'
+import { DelayedDevice, DelayedStore } from './delayed.ts'
 import { mapDisk } from './map-disk.ts'
 import { TemporaryDirectory } from './temporary.ts'
 
@@ -149,24 +150,59 @@ describe('a snapshot', () => {
   })
 
   test('a flush after it covers what was written before it', async () => {
-    let held: (() => void)[] | undefined
-    const files: OverlayFiles = { ...hastyFiles, sync: () => held === undefined ? Promise.resolve() : new Promise<void>(resolve => { held!.push(resolve) }) }
-    await using disk = await Disk.of(Buffer.alloc(100_000, 1), { files })
-    await disk.stack.write(Buffer.alloc(4096, 2), 0)
-    const snapshot = disk.stack.snapshot()
-    while (disk.stack.topGeneration === 1) {
-      held = undefined
-      await new Promise<void>(resolve => { setImmediate(resolve) })
-      held = []
+    // Syncs of the data of generation 1 wait for `release`.
+    let holding = false
+    const held = new Set<number>()
+    const { promise: released, resolve: release } = Promise.withResolvers<void>()
+    const files: OverlayFiles = {
+      ...hastyFiles,
+      open(path, mode) {
+        const fd = localFiles.open(path, mode)
+        if (path.endsWith('/1/data')) held.add(fd)
+        else held.delete(fd)
+        return fd
+      },
+      sync: async fd => { if (holding && held.has(fd)) await released },
     }
-    let flushed = false
-    const flush = Promise.resolve(disk.stack.flush()).then(() => { flushed = true })
-    for (let turn = 0; turn < 10; turn++) await new Promise<void>(resolve => { setImmediate(resolve) })
-    assert.equal(flushed, held!.length === 0)
-    const waiting = held!
-    held = undefined
-    for (const resolve of waiting) resolve()
-    await Promise.all([snapshot, flush])
+    await using disk = await Disk.of(Buffer.alloc(100_000, 1), { files })
+    holding = true
+    await disk.stack.write(Buffer.alloc(4096, 2), 0)
+    let answered = 0
+    const calls = [disk.stack.snapshot().then(() => { answered++ })]
+    while (disk.stack.topGeneration === 1) await new Promise<void>(resolve => { setImmediate(resolve) })
+    for (let flush = 0; flush < 2; flush++) {
+      calls.push(Promise.resolve(disk.stack.flush()).then(() => { answered++ }))
+      await disk.stack.write(Buffer.alloc(4096, 3), 8192)
+    }
+    for (let turn = 0; turn < 20; turn++) await new Promise<void>(resolve => { setImmediate(resolve) })
+    const answeredEarly = answered
+    release()
+    await Promise.all(calls)
+    assert.equal(answeredEarly, 0)
+  })
+
+  test('a write that waits for the disk below meanwhile ends on the new top, whole', async () => {
+    using directory = new TemporaryDirectory()
+    const memory = MemoryDevice.of(Buffer.alloc(100_000, 1))
+    const { promise: released, resolve: release } = Promise.withResolvers<void>()
+    const lower: BlockDevice = Object.assign(new DelayedDevice(memory, new Random(seed)), { async read(into: Uint8Array, offset: number) { await released; memory.read(into, offset) } })
+    const options = { directory: directory.path, lower, lowerDigest: digestOf(Buffer.from('lower')), files: hastyFiles }
+    let stack = await OverlayStack.open(options)
+    const calls = [stack.write(Buffer.alloc(10_000, 2), 100), stack.trim(50_100, 10_000)]
+    assert.ok(calls.every(call => call instanceof Promise))
+    const generation = await stack.snapshot()
+    await stack.write(Buffer.alloc(4096, 3), 0)
+    release()
+    await Promise.all(calls)
+    await stack.flush()
+    const expected = Buffer.alloc(100_000, 1)
+    expected.fill(3, 0, 4096).fill(2, 100, 10_100).fill(0, 50_100, 60_100)
+    await stack[Symbol.asyncDispose]()
+    stack = await OverlayStack.open(options)
+    assert.ok((await contentOf(stack)).equals(expected))
+    await using frozen = await OverlayStack.openFrozen({ ...options, generation })
+    assert.ok((await contentOf(frozen)).equals(Buffer.alloc(100_000, 1)))
+    await stack[Symbol.asyncDispose]()
   })
 
   test('that cannot be made leaves the disk as it was, and the next one works', async () => {
