@@ -161,8 +161,8 @@ class Verification {
     const file = packFileName(pack.id)
     const fd = openIfThere(join(this.#directory, file))
     if (fd === undefined) {
-      // A pack is entered before its file is made, and an empty one leaves its row last.
-      if (pack.bytes === 0 && rows === 0) return
+      // A pack is entered before its file is made, and one that holds no chunk any more loses its file before its row.
+      if (rows === 0) return
       this.#damage({ file, problem: 'the file is missing' }, pack)
       return
     }

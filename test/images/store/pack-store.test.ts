@@ -336,6 +336,20 @@ describe(`PackStore (seed ${seed})`, () => {
     assert.ok(content.equals(store.get(digestOf(content))))
   })
 
+  it('a collection that died between the file of an empty pack and its row leaves no damage', async () => {
+    using directory = new TemporaryDirectory()
+    await using store = PackStore.open(directory.path)
+    await put(store, [Buffer.from('collected')])
+    const { default: Database } = await import('better-sqlite3')
+    const index = new Database(join(directory.path, 'index.db'))
+    index.exec('DELETE FROM chunks')
+    rmSync(join(directory.path, packFiles(directory.path)[0]))
+    assert.deepEqual((await store.verify()).damage, [])
+    assert.equal((await store.collect(() => [])).packsRemoved, 1)
+    assert.deepEqual(index.prepare('SELECT * FROM packs').all(), [])
+    index.close()
+  })
+
   it('rows of the index that are wrong are found, and put right', async () => {
     using directory = new TemporaryDirectory()
     const random = new Random(seed)
