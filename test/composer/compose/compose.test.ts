@@ -11,6 +11,8 @@ import { recipeDigest } from '@varve/composer/recipe.ts'
 import type { DiskOptions, Recipe } from '@varve/composer/recipe.ts'
 import { digestToHex } from '@varve/images/chunk/digest.ts'
 import type { Digest } from '@varve/images/chunk/digest.ts'
+import { ChunkCache } from '@varve/images/device/chunk-cache.ts'
+import { MapDevice } from '@varve/images/device/map-device.ts'
 import { isVarveError } from '@varve/images/errors.ts'
 import { Home } from '@varve/images/store/home.ts'
 import { MemoryStore } from '@varve/images/store/memory-store.ts'
@@ -142,6 +144,30 @@ test('what was composed before is read from the map alone: no tree is loaded', a
   }
   assert.ok((await compose(recipe, { store: counting, catalog })).cached)
   assert.deepEqual(read, (await objectChunks(store, mapDigest)).map(digestToHex))
+})
+
+test('a disk of fifty layers has the extents of a disk of one, and a whole read asks for as many chunks', async () => {
+  await using home = await Home.open(join(directory, 'fifty'), { create: true })
+  const { store, catalog } = home
+  const files = Array.from({ length: 50 }, (_, index) => ({ path: `usr/file${index}`, content: random.bytes(1000 + 3000 * index) }))
+  const costs = []
+  for (const stacks of [[files], files.map((file) => [file])]) {
+    const { map } = await compose(await recipeOf(store, stacks), { store, catalog })
+    let reads = 0
+    const counting: ChunkStore = {
+      get: (digest) => {
+        reads++
+        return store.get(digest)
+      },
+      has: (digest) => store.has(digest),
+      writer: (options) => store.writer(options),
+      [Symbol.asyncDispose]: async () => {},
+    }
+    const device = new MapDevice(map, counting, new ChunkCache({ bytesMax: 64 * MIB }))
+    for (let at = 0; at < map.sizeBytes; at += MIB) await device.read(Buffer.alloc(Math.min(MIB, map.sizeBytes - at)), at)
+    costs.push({ extents: map.starts.length, reads })
+  }
+  assert.deepEqual(costs[1], costs[0])
 })
 
 test('any change of the recipe changes the identifiers on the disk', async () => {
