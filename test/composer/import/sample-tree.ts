@@ -2,7 +2,7 @@
  * Sample trees on disk: random ones from a seed, and one with everything that is hard.
  */
 import { execFileSync } from 'node:child_process'
-import { closeSync, ftruncateSync, linkSync, mkdirSync, openSync, readdirSync, symlinkSync, writeFileSync, writeSync, chmodSync, lchownSync, lutimesSync } from 'node:fs'
+import { closeSync, ftruncateSync, linkSync, mkdirSync, openSync, symlinkSync, writeFileSync, writeSync, chmodSync, lchownSync, lutimesSync } from 'node:fs'
 import { createServer } from 'node:net'
 import type { Random } from '../../random.ts'
 
@@ -144,9 +144,4 @@ export async function makeHardTree(root: string): Promise<void> {
   `)
   // Deeper than a path that the kernel takes in one call.
   execFileSync('bash', ['-ec', `for i in $(seq 30); do mkdir -p ${'p'.repeat(200)}; cd ${'p'.repeat(200)}; done; echo deep > file; ln -s deep link; setfattr -n user.deep -v yes file`], { cwd: root })
-}
-
-/** Names in a directory, for tests that look at what is left. */
-export function namesIn(directory: string): string[] {
-  return readdirSync(directory).sort()
 }
