@@ -5,7 +5,7 @@
 import { realpathSync } from 'node:fs'
 import { VarveError } from '@varve/images/errors.ts'
 import { readXattrs } from '@varve/images/native/libc.ts'
-import { FileStatus, IDENTITY_WORDS, closeDescriptor, errnoName, forEachName, openDirectory, readTarget } from '@varve/images/native/scan.ts'
+import { FileStatus, IDENTITY_WORDS, closeDescriptor, errnoName, filesystemOf, forEachName, openDirectory, readTarget } from '@varve/images/native/scan.ts'
 import { Column } from '@varve/images/tree/column.ts'
 import { TreeBuilder } from '@varve/images/tree/tree-builder.ts'
 import type { InodeInit } from '@varve/images/tree/tree-builder.ts'
@@ -120,8 +120,8 @@ class DirectoryImport {
     this.#builder = new TreeBuilder(this.#init(Kind.directory, this.#rootPath, undefined))
     this.#reading = new FileReading(context, this.#files, this.#builder, (file) => terminated(Buffer.from(this.#pathOf(file), 'latin1')))
     const { cacheDirectory, writer } = context
-    this.#cacheFile = cacheDirectory === undefined ? undefined : fileCachePath(cacheDirectory, { kind, path: this.#root, device: this.#device })
-    this.#cache = new FileCache(this.#cacheFile, this.#builder, (digest) => writer.has(digest))
+    this.#cacheFile = cacheDirectory === undefined ? undefined : fileCachePath(cacheDirectory, { kind, path: this.#root, device: this.#device, filesystem: filesystemOf(terminated(this.#root)) })
+    this.#cache = new FileCache(this.#cacheFile, this.#builder, (digests) => writer.hasCommitted(digests))
   }
 
   async run(): Promise<DirectoryResult> {

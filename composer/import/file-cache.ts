@@ -7,7 +7,7 @@ import { mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node
 import path from 'node:path'
 import { DIGEST_BYTES, digestOf, digestToHex } from '@varve/images/chunk/digest.ts'
 import { IDENTITY_WORDS } from '@varve/images/native/scan.ts'
-import type { FileStatus } from '@varve/images/native/scan.ts'
+import type { FileStatus, Filesystem } from '@varve/images/native/scan.ts'
 import { HOLE } from '@varve/images/tree/tree.ts'
 import type { Xattr } from '@varve/images/tree/tree.ts'
 import type { TreeBuilder } from '@varve/images/tree/tree-builder.ts'
@@ -31,11 +31,21 @@ export interface FileCacheSource {
   path: Uint8Array
   /** Device of the directory. */
   device: string
+  /** Of the directory; undefined if it is not known. */
+  filesystem: Filesystem | undefined
 }
 
-/** Where the cache of a source is kept. */
-export function fileCachePath(directory: string, { kind, path: root, device }: FileCacheSource): string {
-  const key = Buffer.concat([Buffer.from(`${kind}\0${device}\0`), root])
+/**
+ * Kinds of filesystems that set ctime by the clock at every change, and let nobody else set it: ext2 to ext4, xfs, btrfs, zfs, f2fs, bcachefs, tmpfs, overlayfs.
+ * Others (FAT, FUSE) take it from mtime, which anybody may set back, or (squashfs, ISO 9660) have in it what the maker of an image liked.
+ */
+const CTIME_KEPT = new Set([0xef53, 0x58465342, 0x9123683e, 0x2fc12fc1, 0xf2f52010, 0xca451a4e, 0x01021994, 0x794c7630])
+
+/** Where the cache of a source is kept; undefined if its filesystem does not show that a file has changed. */
+export function fileCachePath(directory: string, { kind, path: root, device, filesystem }: FileCacheSource): string | undefined {
+  if (filesystem === undefined || !CTIME_KEPT.has(filesystem.type)) return undefined
+  // The device alone would not do: a disk that we composed has mtimes for ctimes, and another one may be mounted in its place.
+  const key = Buffer.concat([Buffer.from(`${kind}\0${device}\0${filesystem.id}\0`), root])
   return path.join(directory, `import-${digestToHex(digestOf(key)).slice(0, 32)}`)
 }
 
@@ -54,19 +64,20 @@ interface Columns {
 export class FileCache {
   readonly #columns: Columns | undefined
   readonly #slots: Int32Array
-  readonly #has: (digest: Uint8Array) => boolean
   readonly #builder: TreeBuilder
-  /** By cached chunk: number in the builder plus 2; 1 if the store lacks it; 0 if that is not known yet. */
-  readonly #chunkState: Float64Array
+  /** By cached chunk: 1 if the store has it. */
+  readonly #isPresent: Uint8Array
+  /** By cached chunk: its number in the builder plus 1, or 0. */
+  readonly #built: Uint32Array
 
-  /** @param has whether the store has a chunk still */
-  constructor(file: string | undefined, builder: TreeBuilder, has: (digest: Uint8Array) => boolean) {
+  /** @param present says which chunks, 32 bytes each, the store has still: by digest 1 or 0 */
+  constructor(file: string | undefined, builder: TreeBuilder, present: (digests: Uint8Array) => Uint8Array) {
     this.#columns = file === undefined ? undefined : read(file)
     this.#builder = builder
-    this.#has = has
     const files = this.fileCount
     this.#slots = new Int32Array(files === 0 ? 1 : 2 ** Math.ceil(Math.log2(files * 2)))
-    this.#chunkState = new Float64Array(this.#columns?.chunkBytes.length ?? 0)
+    this.#isPresent = this.#columns === undefined ? new Uint8Array() : present(this.#columns.chunkDigests)
+    this.#built = new Uint32Array(this.#isPresent.length)
     for (let at = 0; at < files; at++) {
       let slot = this.#slotOf(this.#columns!.identities[at * IDENTITY_WORDS])
       while (this.#slots[slot] !== 0) slot = (slot + 1) & (this.#slots.length - 1)
@@ -106,13 +117,12 @@ export class FileCache {
 
   /** @returns its number in the builder, or -1 */
   #chunk(columns: Columns, chunk: number): number {
-    let state = this.#chunkState[chunk]
-    if (state === 0) {
+    if (this.#isPresent[chunk] === 0) return -1
+    if (this.#built[chunk] === 0) {
       const digest = columns.chunkDigests.subarray(chunk * DIGEST_BYTES, (chunk + 1) * DIGEST_BYTES)
-      state = this.#has(digest) ? this.#builder.addChunk(digest, columns.chunkBytes[chunk]) + 2 : 1
-      this.#chunkState[chunk] = state
+      this.#built[chunk] = this.#builder.addChunk(digest, columns.chunkBytes[chunk]) + 1
     }
-    return state - 2
+    return this.#built[chunk] - 1
   }
 
   #slotOf(inodeLow: number): number {

@@ -12,6 +12,7 @@ const statx = libc.func('int statx(int directory, const void *path, int flags, u
 const openat = libc.func('int openat(int directory, const void *path, int flags)')
 const close = libc.func('int close(int fd)')
 const getdents64 = libc.func('long getdents64(int fd, _Out_ void *entries, size_t size)')
+const statfs = libc.func('int statfs(const void *path, _Out_ void *status)')
 const readlinkat = libc.func('long readlinkat(int directory, const void *path, _Out_ void *target, size_t size)')
 const { EPERM } = koffi.os.errno
 
@@ -43,6 +44,24 @@ function load() {
 /** Errno of a call as the name that people know (`ENOENT`). @param errno positive */
 export function errnoName(errno: number): string {
   return Object.entries(koffi.os.errno).find(([, value]) => value === errno)?.[0] ?? `errno ${errno}`
+}
+
+export interface Filesystem {
+  /** f_type of statfs(2): the magic number of its kind. */
+  type: number
+  /** f_fsid, hexadecimal; of many filesystems their UUID, or a part of it. */
+  id: string
+}
+
+/** Bytes of struct statfs, and where f_fsid stands in it, on 64-bit machines. */
+const STATFS_BYTES = 120
+const FSID_OFFSET = 56
+
+/** The filesystem that a path lies on. @param path ended by NUL @returns undefined if the kernel does not say */
+export function filesystemOf(path: Uint8Array): Filesystem | undefined {
+  const status = Buffer.alloc(STATFS_BYTES)
+  if (statfs(path, status) !== 0) return undefined
+  return { type: status.readUInt32LE(0), id: status.toString('hex', FSID_OFFSET, FSID_OFFSET + 8) }
 }
 
 /** 32-bit words of an identity, see FileStatus.copyIdentity. */
