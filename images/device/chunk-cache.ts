@@ -34,18 +34,18 @@ export class ChunkCache {
     return Buffer.from(digest.buffer, digest.byteOffset, digest.byteLength).toString('latin1')
   }
 
+  /** Content of a chunk if it is in memory. The bytes are shared: nobody writes to them. @param key `ChunkCache.key(digest)` */
+  held(key: string): Uint8Array | undefined {
+    const chunk = this.#chunks.get(key)
+    if (chunk !== undefined) this.#hits++
+    return chunk
+  }
+
   /**
-   * Content of a chunk, from memory or else from `store`; a promise only if the store gives one.
-   * The bytes are shared: nobody writes to them.
-   * @param key `ChunkCache.key(digest)`
+   * Content of a chunk that is not `held`, from `store`; a promise only if the store gives one. The bytes are shared.
    * @throws VarveError what the store throws; failures are not kept
    */
-  get(key: string, digest: Digest, store: ChunkStore): Uint8Array | Promise<Uint8Array> {
-    const held = this.#chunks.get(key)
-    if (held !== undefined) {
-      this.#hits++
-      return held
-    }
+  fetch(key: string, digest: Digest, store: ChunkStore): Uint8Array | Promise<Uint8Array> {
     const pending = this.#pending.get(key)
     if (pending !== undefined) {
       this.#hits++

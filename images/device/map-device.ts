@@ -3,7 +3,7 @@
  */
 import type { BlockMap } from '../blockmap/block-map.ts'
 import { HOLE, SPECIAL_MIN, ZERO } from '../blockmap/extent-columns.ts'
-import { DIGEST_BYTES, digestToHex } from '../chunk/digest.ts'
+import { digestToHex } from '../chunk/digest.ts'
 import { VarveError } from '../errors.ts'
 import type { ChunkStore } from '../store/chunk-store.ts'
 import { checkRange } from './block-device.ts'
@@ -93,9 +93,8 @@ export class MapDevice implements BlockDevice {
   }
 
   #chunk(chunk: number): Uint8Array | Promise<Uint8Array> {
-    const digest = this.map.chunkDigests.subarray(chunk * DIGEST_BYTES, (chunk + 1) * DIGEST_BYTES)
-    const key = this.#keys[chunk] ??= ChunkCache.key(digest)
-    return this.#cache.get(key, digest, this.#store)
+    const key = this.#keys[chunk] ??= ChunkCache.key(this.map.chunkDigest(chunk))
+    return this.#cache.held(key) ?? this.#cache.fetch(key, this.map.chunkDigest(chunk), this.#store)
   }
 
   extents(offset: number, length: number, most = Infinity): DeviceExtent[] {

@@ -84,7 +84,7 @@ describe('ChunkCache', () => {
     const page = new ArrayBuffer(1 << 20)
     const store = { ...memory, get: (digest: Uint8Array) => { const chunk = memory.get(digest); new Uint8Array(page).set(chunk); return new Uint8Array(page, 0, chunk.length) } } as unknown as MemoryStore
     for (const digest of digests) {
-      const chunk = cache.get(ChunkCache.key(digest), digest, store)
+      const chunk = cache.fetch(ChunkCache.key(digest), digest, store)
       assert.ok(!(chunk instanceof Promise))
       assert.ok(cache.figures.bytes <= 50_000)
       if (chunk.length < 100) assert.notEqual(chunk.buffer, page)
