@@ -17,7 +17,7 @@ import { DelayedStore } from './delayed.ts'
 import { PowerCutFiles } from './power-cut-files.ts'
 import { fillSector, SECTOR_BYTES, SectorHistory, versionIn } from './sector-history.ts'
 
-const HISTORIES = Number(process.env.VARVE_CRASH_HISTORIES ?? 80)
+const HISTORIES = Number(process.env.VARVE_CRASH_HISTORIES ?? 120)
 const CUTS = 12
 const DISK_SECTORS = 24 * 8
 const DIRECTORY = '/overlays/cvd'
