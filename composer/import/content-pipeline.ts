@@ -9,6 +9,7 @@ import type { ErrorCode } from '@varve/images/errors.ts'
 import type { PackStore } from '@varve/images/store/pack-store.ts'
 import type { WriterFigures } from '@varve/images/store/chunk-store.ts'
 import type { BatchError, BatchResult, ContentBatch } from './content-batch.ts'
+import { ClaimTable } from './claim-table.ts'
 import { ContentStorer } from './content-storer.ts'
 import type { CommitTask, ContentWorkerData } from './content-worker.ts'
 
@@ -98,7 +99,7 @@ export class ContentPipeline implements AsyncDisposable {
       this.#first = undefined
       await using writer = this.#options.store.writer({ signal: this.#options.signal })
       const storer = new ContentStorer(writer)
-      this.#done(batch, onResult, await storer.store(batch))
+      this.#done(batch, onResult, storer.store(batch))
       await storer.commit()
       add(this.#own, writer.written)
     }
@@ -138,7 +139,7 @@ export class ContentPipeline implements AsyncDisposable {
       filename: import.meta.resolve('./content-worker.ts'),
       minThreads: workers,
       maxThreads: workers,
-      workerData: { packsDirectory } satisfies ContentWorkerData,
+      workerData: { packsDirectory, claims: new ClaimTable().memory } satisfies ContentWorkerData,
       atomics: 'disabled',
     })
     pool.on('error', (error: unknown) => this.#fail(error))

@@ -3,36 +3,54 @@
  * One in every worker, and one in the importing thread itself when there is too little to do for workers to be worth their start.
  */
 import { readSync } from 'node:fs'
-import { DIGEST_BYTES } from '@varve/images/chunk/digest.ts'
+import { DIGEST_BYTES, digestOf } from '@varve/images/chunk/digest.ts'
 import { cutContent, cutFixed } from '@varve/images/chunk/cut.ts'
 import { CUT_BYTES_MAX, SEGMENT_BYTES } from '@varve/images/chunk/limits.ts'
 import { VarveError } from '@varve/images/errors.ts'
 import { FileStatus, IDENTITY_WORDS, closeDescriptor, errnoName, openToRead } from '@varve/images/native/scan.ts'
-import type { ChunkWriter } from '@varve/images/store/chunk-store.ts'
+import type { WriterFigures } from '@varve/images/store/chunk-store.ts'
+import type { PackWriter } from '@varve/images/store/pack-writer.ts'
+import type { ClaimTable } from './claim-table.ts'
 import { RUN_CHANGED, RUN_FIXED } from './content-batch.ts'
 import type { BatchResult, ContentBatch, FileBatch } from './content-batch.ts'
 import { isUpdatedInPlace } from './in-place-formats.ts'
 import { printPath } from '../merge/print-path.ts'
 
-/** Bytes put after which the writer commits: an import that is run again after an interruption finds what was committed. */
-const COMMIT_BYTES = 1 << 30
+/**
+ * Bytes of new chunks after which the writer commits, while the work goes on: the end need not wait for all of it,
+ * and an import that is run again after an interruption finds what was committed.
+ */
+const COMMIT_BYTES = 128 << 20
 
 export class ContentStorer {
-  readonly writer: ChunkWriter
+  readonly #writer: PackWriter
+  readonly #claims: ClaimTable | undefined
   readonly #status = new FileStatus()
   #bytesCommitted = 0
+  #commit: { failure?: unknown } | undefined
+  /** Chunks, and their bytes, that another has put. */
+  #chunksClaimed = 0
+  #bytesClaimed = 0
   /** Content of the run at hand; grows with the runs, up to SEGMENT_BYTES. */
   #content = new Uint8Array(CUT_BYTES_MAX)
   #digests = new Uint8Array(1024 * DIGEST_BYTES)
   #chunkBytes = new Uint32Array(1024)
   #chunks = 0
 
-  constructor(writer: ChunkWriter) {
-    this.writer = writer
+  /** @param claims shared with the other storers of the import, if there are any */
+  constructor(writer: PackWriter, claims?: ClaimTable) {
+    this.#writer = writer
+    this.#claims = claims
+  }
+
+  get written(): WriterFigures {
+    const { written } = this.#writer
+    return { ...written, chunks: written.chunks + this.#chunksClaimed, bytes: written.bytes + this.#bytesClaimed }
   }
 
   /** @throws VarveError SOURCE_INVALID for a file that cannot be read, and what the store throws */
-  async store(batch: ContentBatch): Promise<BatchResult> {
+  store(batch: ContentBatch): BatchResult {
+    if (this.#commit?.failure !== undefined) throw this.#commit.failure as Error
     this.#chunks = 0
     const chunkCounts = new Uint32Array(batch.count)
     let at = 0
@@ -48,13 +66,24 @@ export class ContentStorer {
       }
       chunkCounts[run] = this.#chunks - before
     }
-    if (this.writer.written.bytes - this.#bytesCommitted >= COMMIT_BYTES) await this.commit()
+    if (this.#commit === undefined && this.#writer.written.bytesNew - this.#bytesCommitted >= COMMIT_BYTES) this.#startCommit()
     return { chunkCounts, digests: this.#digests.slice(0, this.#chunks * DIGEST_BYTES), chunkBytes: this.#chunkBytes.slice(0, this.#chunks) }
   }
 
+  /** Makes durable what was put. */
   async commit(): Promise<void> {
-    await this.writer.commit()
-    this.#bytesCommitted = this.writer.written.bytes
+    await this.#writer.commit()
+  }
+
+  /** Commits beside the work; a failure comes with the next batch, or the commit at the end. */
+  #startCommit(): void {
+    const commit: { failure?: unknown } = {}
+    this.#commit = commit
+    this.#bytesCommitted = this.#writer.written.bytesNew
+    this.#writer.commit().then(
+      () => (this.#commit = undefined),
+      (error: unknown) => (commit.failure = error),
+    )
   }
 
   /** @returns false if the file has changed */
@@ -99,10 +128,18 @@ export class ContentStorer {
     let start = 0
     for (const end of fixed && content.length > CUT_BYTES_MAX ? cutFixed(content) : cutContent(content)) {
       if (this.#chunks === this.#chunkBytes.length) this.#grow()
-      this.#digests.set(this.writer.put(content.subarray(start, end)), this.#chunks * DIGEST_BYTES)
+      this.#digests.set(this.#putChunk(content.subarray(start, end)), this.#chunks * DIGEST_BYTES)
       this.#chunkBytes[this.#chunks++] = end - start
       start = end
     }
+  }
+
+  #putChunk(bytes: Uint8Array): Uint8Array {
+    const digest = digestOf(bytes)
+    if (this.#claims?.claim(digest) !== true) return this.#writer.put(bytes, digest)
+    this.#chunksClaimed++
+    this.#bytesClaimed += bytes.length
+    return digest
   }
 
   #grow(): void {

@@ -7,6 +7,7 @@ import { join } from 'node:path'
 import Database from 'better-sqlite3'
 import { CODECS } from '../chunk/codec.ts'
 import type { Codec } from '../chunk/codec.ts'
+import { DIGEST_BYTES } from '../chunk/digest.ts'
 import type { Digest } from '../chunk/digest.ts'
 import { CHUNK_BYTES_MAX } from '../chunk/limits.ts'
 import { VarveError } from '../errors.ts'
@@ -156,6 +157,17 @@ export class PackIndex {
     } catch (error) {
       throw translatedError(this.#path, error)
     }
+  }
+
+  /** `isKept` of many, 32 bytes each; by digest 1 or 0. One transaction for all: without it, each look-up would lock the index and look for changes. */
+  areKept(digests: Uint8Array): Uint8Array {
+    const kept = new Uint8Array(digests.length / DIGEST_BYTES)
+    this.run(() =>
+      this.database.transaction(() => {
+        for (let at = 0; at < kept.length; at++) if (this.#isKept.get(digests.subarray(at * DIGEST_BYTES, (at + 1) * DIGEST_BYTES)) !== undefined) kept[at] = 1
+      })(),
+    )
+    return kept
   }
 
   /** The columns of a row as they may be. @throws VarveError INDEX_INVALID */

@@ -65,6 +65,11 @@ export class PackWriter implements ChunkWriter {
     return this.#pending.has(keyOf(digest)) || this.#index.isKept(digest)
   }
 
+  /** `has` of many, 32 bytes each, for chunks that were committed; by digest 1 or 0. */
+  hasCommitted(digests: Uint8Array): Uint8Array {
+    return this.#index.areKept(digests)
+  }
+
   commit(): Promise<void> {
     const commit = this.#commits.then(() => this.#commit())
     this.#commits = commit.catch(() => {})
