@@ -2,7 +2,7 @@
  * CvdDisk: the disk of a CVD as its owner holds it: composed base, overlay, snapshots. One process owns it at a time.
  * It keeps catalog and overlay in step; each step leaves a state from which the next opening goes on (docs/formats/overlay.md#catalog).
  */
-import { closeSync, mkdirSync, openSync, readdirSync, rmSync } from 'node:fs'
+import { closeSync, openSync, readdirSync, rmSync } from 'node:fs'
 import path from 'node:path'
 import { compose } from '@varve/composer/compose.ts'
 import { prepareRecipe } from '@varve/composer/prepare-recipe.ts'
@@ -61,7 +61,7 @@ export class CvdDisk implements AsyncDisposable {
       const cvd = await startCvd(name, options)
       const baseMap = await readMap(home, cvd.baseMap!)
       const lower = new MapDevice(baseMap, home.store, cache)
-      mkdirSync(home.overlaysDirectory(cvd.id), { recursive: true, mode: 0o700 })
+      home.makeOverlaysDirectory(cvd.id)
       const stack = await OverlayStack.open({ directory: home.overlayDirectory(cvd.id, cvd.overlay!), lower, lowerDigest: cvd.baseMap! })
       return new CvdDisk({ home, cache, cvd, owner, stack, baseMap })
     } catch (error) {

@@ -4,9 +4,10 @@
  */
 import { digestOf, digestToHex } from '@varve/images/chunk/digest.ts'
 import type { Digest } from '@varve/images/chunk/digest.ts'
+import { isVarveError } from '@varve/images/errors.ts'
 import type { Catalog } from '@varve/images/store/catalog.ts'
 import type { ChunkStore } from '@varve/images/store/chunk-store.ts'
-import { getObject, putObject } from '@varve/images/store/object.ts'
+import { getObject, objectChunks, putObject } from '@varve/images/store/object.ts'
 import { decodeTree } from '@varve/images/tree/tree-format.ts'
 import type { Tree } from '@varve/images/tree/tree.ts'
 import { encodeBootKit } from './boot-kit.ts'
@@ -43,7 +44,17 @@ export async function storedBootKit(layers: readonly Digest[], options: BootKitO
 /** A kit whose content is gone counts as none: it can be built again. */
 async function keptKit(key: string, { catalog, store }: BootKitOptions): Promise<Digest | undefined> {
   const digest = await catalog.object(KIND, key)
-  return digest !== undefined && (await store.has(digest)) ? digest : undefined
+  return digest !== undefined && (await isWhole(digest, store)) ? digest : undefined
+}
+
+async function isWhole(object: Digest, store: ChunkStore): Promise<boolean> {
+  try {
+    for (const digest of await objectChunks(store, object)) if (!(await store.has(digest))) return false
+    return true
+  } catch (error) {
+    if (isVarveError(error)) return false
+    throw error
+  }
 }
 
 async function keepNewKit(key: string, sources: GrubSources, { store, catalog, signal }: BootKitOptions): Promise<Digest> {

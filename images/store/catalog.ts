@@ -439,6 +439,16 @@ export class Catalog implements AsyncDisposable {
     })
   }
 
+  /** Forgets composed disks and other objects with this digest: they can be made again, and are not whole. @returns how many */
+  async forgetObjects(digest: Digest): Promise<number> {
+    const hex = digestToHex(digest)
+    return this.#change(async (db) => {
+      const maps = await db.deleteFrom('composed_maps').where('map_digest', '=', hex).executeTakeFirst()
+      const objects = await db.deleteFrom('objects').where('digest', '=', hex).executeTakeFirst()
+      return Number(maps.numDeletedRows + objects.numDeletedRows)
+    })
+  }
+
   // Other objects that are to be kept, by kind and key: boot kits
 
   /** Keeps an object under a key, instead of the one that is there. */

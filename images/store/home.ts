@@ -44,7 +44,7 @@ export class Home implements AsyncDisposable {
       if (options.create === false) throw new VarveError('HOME_INVALID', `there is no home in ${absolute}`)
       createHome(absolute)
     }
-    for (const name of SUBDIRECTORIES) mkdirSync(join(absolute, name), { recursive: true, mode: DIRECTORY_MODE })
+    makeSubdirectories(absolute)
     refuseLostCatalog(absolute)
     const store = PackStore.open(packsDirectory(absolute))
     try {
@@ -66,6 +66,12 @@ export class Home implements AsyncDisposable {
   /** Where all overlays of a CVD are; may not exist. */
   overlaysDirectory(cvdId: string): string {
     return join(this.directory, 'overlays', cvdId)
+  }
+
+  /** Makes that directory, durably. */
+  makeOverlaysDirectory(cvdId: string): void {
+    const made = mkdirSync(this.overlaysDirectory(cvdId), { recursive: true, mode: DIRECTORY_MODE })
+    if (made !== undefined) syncDirectory(join(this.directory, 'overlays'))
   }
 
   /** Where one overlay stack of a CVD is; its owner makes it. */
@@ -159,6 +165,12 @@ function createHome(directory: string): void {
   } catch (cause) {
     throw new VarveError('HOME_INVALID', `no home can be made in ${directory}: ${(cause as Error).message}`, { cause })
   }
+}
+
+/** They are durable before anything in them is: a power cut must not take an overlay with its directory. */
+function makeSubdirectories(home: string): void {
+  const made = SUBDIRECTORIES.map((name) => mkdirSync(join(home, name), { recursive: true, mode: DIRECTORY_MODE }))
+  if (made.some((path) => path !== undefined)) syncDirectory(home)
 }
 
 /** With its parents. Node's own way to do so never ends where the kernel allows no directory, as in /proc. */

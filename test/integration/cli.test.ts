@@ -43,9 +43,9 @@ function packBytes(home: string): number {
   return packs(home).reduce((sum, file) => sum + statSync(file).size, 0)
 }
 
-/** Changes one byte in the middle of the largest pack, which is file data there. */
-function damage(home: string): void {
-  const [largest] = packs(home).sort((a, b) => statSync(b).size - statSync(a).size)
+/** Changes one byte in the middle of the largest of `files`. */
+function damage(files: string[]): void {
+  const [largest] = files.sort((a, b) => statSync(b).size - statSync(a).size)
   const offset = Math.floor(statSync(largest).size / 2)
   const byte = readFileSync(largest)[offset]
   const fd = openSync(largest, 'r+')
@@ -197,7 +197,7 @@ test('damage is found with 4, repaired, and healed by the next import', () => {
   const source = makeSource(scratch.join('source'))
   varve(home, ['layer', 'import', 'app', `dir:${source}`, '--kind', 'app'])
   assert.equal(varve(home, ['verify']).json.damageCount, 0)
-  damage(home)
+  damage(packs(home))
   const found = varve(home, ['verify'], { expect: 4 }).json
   assert.equal(found.damageCount, 1)
   assert.match(found.damage[0].file, /\.pack$/)
@@ -210,6 +210,22 @@ test('damage is found with 4, repaired, and healed by the next import', () => {
   const healed = varve(home, ['verify']).json
   assert.equal(healed.damageCount, 0)
   assert.deepEqual(healed.broken, [])
+})
+
+test('a composed disk that lost a chunk is forgotten by a repair, and composed again to the same bytes', () => {
+  using scratch = new ScratchDirectory('cli')
+  const home = scratch.join('home')
+  varve(home, ['layer', 'import', 'app', `dir:${makeSource(scratch.join('source'))}`, '--kind', 'app'])
+  varve(home, ['cvd', 'create', 'desk', '--layer', 'app', '--boot', 'none'])
+  const before = new Set(packs(home))
+  const { diskDigest } = varve(home, ['compose', 'desk']).json
+  damage(packs(home).filter((file) => !before.has(file)))
+  const repaired = varve(home, ['verify', '--repair']).json
+  assert.equal(repaired.damageCount, 1)
+  assert.deepEqual(repaired.broken, [])
+  const again = varve(home, ['compose', 'desk']).json
+  assert.deepEqual([again.cached, again.diskDigest], [false, diskDigest])
+  assert.equal(varve(home, ['verify']).json.damageCount, 0)
 })
 
 test('without its index a store says so everywhere, and verify --repair makes the index again', () => {

@@ -6,8 +6,10 @@ import { digestToHex } from '@varve/images/chunk/digest.ts'
 import { doctor } from '@varve/images/store/doctor.ts'
 import { isVarveError } from '@varve/images/errors.ts'
 import { packsDirectory } from '@varve/images/store/home.ts'
+import type { Home } from '@varve/images/store/home.ts'
 import { PackStore } from '@varve/images/store/pack-store.ts'
 import { checkRoots, reachableChunks } from '@varve/images/store/reachable.ts'
+import type { RootReport } from '@varve/images/store/reachable.ts'
 import type { VerifyReport } from '@varve/images/store/verify.ts'
 import { removeLeftOverlays } from '../cvd-disk.ts'
 import { action } from '../invocation.ts'
@@ -38,22 +40,24 @@ export function addStoreCommands(program: Command): void {
     }))
 
   program.command('verify')
-    .option('--repair', 'rebuild the index from the packs, and give up what cannot be read')
+    .option('--repair', 'rebuild the index from the packs, give up what cannot be read, and forget composed disks that are not whole')
     .option('--quick', 'headers and index only; contents are not read')
     .description('check every chunk, and that everything the catalog names is there; exit status 4 if damage was found')
     .action(action(async (invocation, options: { repair?: boolean; quick?: boolean }) => {
       const report = await verifyStore(invocation, options)
       await using home = await invocation.openHome()
-      const broken = []
-      for await (const { root, chunksMissing, problem } of checkRoots(home, invocation)) {
-        if (chunksMissing > 0 || problem !== undefined) broken.push({ type: root.type, digest: digestToHex(root.digest), chunksMissing, problem: problem?.message ?? null })
+      let broken = await brokenRoots(home, invocation.signal)
+      if (options.repair === true && broken.length > 0) {
+        for (const { root } of broken) await home.catalog.forgetObjects(root.digest)
+        broken = await brokenRoots(home, invocation.signal)
       }
       const lines = [
         ...report.damage.map(({ file, offset, digest, problem }) => `${file}${offset === undefined ? '' : ` at ${offset}`}: ${problem}${digest === undefined ? '' : ` (chunk ${digest})`}`),
-        ...broken.map(({ type, digest, chunksMissing, problem }) => `${type} ${digest}: ${problem ?? `${chunksMissing} chunks are missing`}`),
+        ...broken.map(({ root, chunksMissing, problem }) => `${root.holder} is not whole: ${problem?.message ?? `${chunksMissing} chunks are missing`}`),
         `${report.chunks} chunks in ${report.packs} packs, ${formatBytes(report.bytes)}: ${report.damageCount + broken.length === 0 ? 'sound' : 'damaged'}`,
       ]
-      invocation.result({ ...report, broken }, lines.join('\n'))
+      const brokenDocument = broken.map(({ root, chunksMissing, problem }) => ({ holder: root.holder, type: root.type, digest: digestToHex(root.digest), chunksMissing, problem: problem?.message ?? null }))
+      invocation.result({ ...report, broken: brokenDocument }, lines.join('\n'))
       if (broken.length > 0 || (report.damageCount > 0 && options.repair !== true)) invocation.finish(ExitStatus.damaged)
     }))
 
@@ -62,6 +66,13 @@ export function addStoreCommands(program: Command): void {
     invocation.result(findings, formatTable(findings.map(({ state, what, advice }) => [state, what, advice ?? ''])))
     if (findings.some(({ state }) => state === 'damage')) invocation.finish(ExitStatus.damaged)
   }))
+}
+
+/** What the catalog names and the store does not have whole. */
+async function brokenRoots(home: Home, signal: AbortSignal): Promise<RootReport[]> {
+  const broken: RootReport[] = []
+  for await (const report of checkRoots(home, { signal })) if (report.chunksMissing > 0 || report.problem !== undefined) broken.push(report)
+  return broken
 }
 
 /** An index that is missing, or that a repair cannot go by, is made anew from the packs. */
