@@ -26,7 +26,9 @@ const FILES_PER_LAYER = 4000
 const launcher = path.resolve(import.meta.dirname, '../../tools/varve')
 
 function execute(command: string, args: string[]): string {
-  const { status, stdout, stderr } = spawnSync(command, args, { encoding: 'utf8', maxBuffer: 1 << 30 })
+  // As the varve command does for itself.
+  const environment = { ...process.env, NODE_COMPILE_CACHE: path.join(tmpdir(), 'node-compile-cache') }
+  const { status, stdout, stderr } = spawnSync(command, args, { encoding: 'utf8', maxBuffer: 1 << 30, env: environment })
   if (status !== 0) throw new Error(`${command} ${args.join(' ')} ended with ${status}\n${stdout.slice(-2000)}\n${stderr.slice(-2000)}`)
   return stdout
 }
