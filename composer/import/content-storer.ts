@@ -17,22 +17,28 @@ import { isUpdatedInPlace } from './in-place-formats.ts'
 import { printPath } from '../merge/print-path.ts'
 
 /**
- * Bytes of new chunks after which the writer commits, while the work goes on: the end need not wait for all of it,
- * and an import that is run again after an interruption finds what was committed.
+ * Bytes of new chunks, and their number, after which the writer commits, while the work goes on: the end need not wait for all of it,
+ * memory is not filled with what is to be committed, and an import that is run again after an interruption finds what was committed.
  */
 const COMMIT_BYTES = 128 << 20
+const COMMIT_CHUNKS = 8192
+const KEPT_DIGESTS = 1024
 
 export class ContentStorer {
   readonly #writer: PackWriter
   readonly #claims: ClaimTable | undefined
   readonly #status = new FileStatus()
   #bytesCommitted = 0
+  #chunksCommitted = 0
   #commit: { failure?: unknown } | undefined
   /** Chunks, and their bytes, that another has put. */
   #chunksClaimed = 0
   #bytesClaimed = 0
   /** Content of the run at hand; grows with the runs, up to SEGMENT_BYTES. */
   #content = new Uint8Array(CUT_BYTES_MAX)
+  /** Memory for digests that the writer keeps, and how much of it is used. */
+  #kept = new Uint8Array()
+  #keptAt = 0
   #digests = new Uint8Array(1024 * DIGEST_BYTES)
   #chunkBytes = new Uint32Array(1024)
   #chunks = 0
@@ -66,7 +72,8 @@ export class ContentStorer {
       }
       chunkCounts[run] = this.#chunks - before
     }
-    if (this.#commit === undefined && this.#writer.written.bytesNew - this.#bytesCommitted >= COMMIT_BYTES) this.#startCommit()
+    const { bytesNew, chunksNew } = this.#writer.written
+    if (this.#commit === undefined && (bytesNew - this.#bytesCommitted >= COMMIT_BYTES || chunksNew - this.#chunksCommitted >= COMMIT_CHUNKS)) this.#startCommit()
     return { chunkCounts, digests: this.#digests.slice(0, this.#chunks * DIGEST_BYTES), chunkBytes: this.#chunkBytes.slice(0, this.#chunks) }
   }
 
@@ -80,6 +87,7 @@ export class ContentStorer {
     const commit: { failure?: unknown } = {}
     this.#commit = commit
     this.#bytesCommitted = this.#writer.written.bytesNew
+    this.#chunksCommitted = this.#writer.written.chunksNew
     this.#writer.commit().then(
       () => (this.#commit = undefined),
       (error: unknown) => (commit.failure = error),
@@ -134,8 +142,17 @@ export class ContentStorer {
     }
   }
 
+  /**
+   * The writer keeps digests until it commits. Given as they come from the hash function, each in memory of its own, they would outlive the
+   * young generation, and their memory the collections that follow.
+   */
   #putChunk(bytes: Uint8Array): Uint8Array {
-    const digest = digestOf(bytes)
+    if (this.#keptAt === this.#kept.length) {
+      this.#kept = new Uint8Array(KEPT_DIGESTS * DIGEST_BYTES)
+      this.#keptAt = 0
+    }
+    const digest = this.#kept.subarray(this.#keptAt, (this.#keptAt += DIGEST_BYTES))
+    digest.set(digestOf(bytes))
     if (this.#claims?.claim(digest) !== true) return this.#writer.put(bytes, digest)
     this.#chunksClaimed++
     this.#bytesClaimed += bytes.length

@@ -153,7 +153,7 @@ export class PathTree {
     this.#currentLayer++
   }
 
-  /** Hands all names to the builder. */
+  /** Hands all names to the builder. Nothing can be asked of this afterwards: its memory is for others. */
   finish(): void {
     const entries = new Uint32Array(this.#names.length)
     for (let name = 1; name < this.#names.length; name++) {
@@ -161,6 +161,9 @@ export class PathTree {
       if (!this.#stands(name) || (parent !== ROOT && entries[parent] === 0)) continue
       entries[name] = this.#builder.addEntry(entries[parent], this.#names[name], this.#inode.values[name])
     }
+    for (const column of [this.#parent, this.#inode, this.#isAlive, this.#life, this.#parentLife, this.#layer]) column.clear()
+    this.#names.length = 0
+    this.#slots = new Uint32Array(2)
   }
 
   /** Path of a name, in latin1. */

@@ -101,7 +101,8 @@ export class TarReader {
       }
       if (longName !== undefined) header.name = longName
       if (longLink !== undefined) header.linkName = longLink
-      return this.#member(header, Buffer.from(block), offset, (records ?? NO_RECORDS).over(this.#global))
+      // What follows is read over the block: only the map of a sparse file is still to be read from it.
+      return this.#member(header, header.type === 'S' ? Buffer.from(block) : block, offset, records === undefined ? this.#global : records.over(this.#global))
     }
   }
 
@@ -166,7 +167,7 @@ export class TarReader {
     return end < 0 ? text : text.slice(0, end)
   }
 
-  async #member(header: TarHeader, block: Buffer, offset: number, records: PaxRecords): Promise<TarMember> {
+  async #member(header: TarHeader, block: Uint8Array, offset: number, records: PaxRecords): Promise<TarMember> {
     const { values } = records
     let type = TYPES[header.type] as TarType | undefined
     if (type === undefined) {
@@ -205,7 +206,7 @@ export class TarReader {
   }
 
   /** Where the member's data is, and what parts of the file it holds. */
-  async #locateData(member: TarMember, header: TarHeader, block: Buffer, records: PaxRecords): Promise<void> {
+  async #locateData(member: TarMember, header: TarHeader, block: Uint8Array, records: PaxRecords): Promise<void> {
     const { values } = records
     const size = values.get('size')
     const storedBytes = size === undefined ? header.sizeBytes : paxNumber(size, 'size')
@@ -221,7 +222,7 @@ export class TarReader {
     member.parts = map?.parts ?? (storedBytes > 0 ? [{ offset: 0, length: storedBytes }] : [])
   }
 
-  async #sparseMap(header: TarHeader, block: Buffer, records: PaxRecords, storedBytes: number): Promise<SparseMap | undefined> {
+  async #sparseMap(header: TarHeader, block: Uint8Array, records: PaxRecords, storedBytes: number): Promise<SparseMap | undefined> {
     const { values } = records
     if (header.type === 'S') return readOldGnuMap(block, this.#stream, storedBytes)
     const major = values.get('GNU.sparse.major')
@@ -234,8 +235,6 @@ export class TarReader {
     return values.has('GNU.sparse.map') || values.has('GNU.sparse.size') ? readPaxMap(records, storedBytes) : undefined
   }
 }
-
-const NO_RECORDS = new PaxRecords()
 
 function checkNumbers(member: TarMember, offset: number): void {
   for (const field of ['uid', 'gid', 'deviceMajor', 'deviceMinor'] as const) {

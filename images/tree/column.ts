@@ -23,6 +23,12 @@ export class Column<T extends TypedArray> {
     return this.length++
   }
 
+  /** Forgets all rows, and gives their memory back. */
+  clear(): void {
+    this.values = larger(this.values.subarray(0, 0) as T, 0)
+    this.length = 0
+  }
+
   /** Appends the rows of another array of numbers. */
   append(rows: ArrayLike<number>): void {
     const needed = this.length + rows.length

@@ -64,6 +64,7 @@ export class TreeBuilder {
 
   readonly #xattrSets: Xattr[][] = [[]]
   readonly #setByKey = new Map<string, number>()
+  #isSpent = false
 
   /** @param root the root directory's own metadata */
   constructor(root: InodeInit) {
@@ -204,10 +205,12 @@ export class TreeBuilder {
   }
 
   /**
-   * The tree. Inodes and chunks that no entry uses are left out.
+   * The tree. Inodes and chunks that no entry uses are left out. The builder is spent afterwards: its columns go as those of the tree come.
    * @throws VarveError SOURCE_INVALID if a directory holds a name twice, or has two names; LIMIT_EXCEEDED if a path or all files together are too long
    */
   build(): Tree {
+    if (this.#isSpent) throw new TypeError('this tree has been built')
+    this.#isSpent = true
     const order = this.#breadthFirst()
     const entryCount = order.entries.length
     const parent = new Uint32Array(entryCount)
@@ -232,6 +235,9 @@ export class TreeBuilder {
       inode[index] = newInode[oldInode]
     }
     checkDepth(names, parent)
+    this.#entryParent.clear()
+    this.#entryInode.clear()
+    this.#entryName.length = 0
     return new Tree({ parent, inode, names, firstChild: order.firstChild, childCount: order.childCount, ...this.#inodeColumns(inodes.subarray(0, inodeCount)) })
   }
 
@@ -390,11 +396,12 @@ function withHolesJoined(chunks: ArrayLike<number>, bytes: ArrayLike<number>): {
   return joined
 }
 
-/** The rows of a column, in the order given. */
+/** The rows of a column, in the order given. The column is empty afterwards. */
 function gathered<T extends Uint8Array | Uint16Array | Uint32Array | Float64Array>(column: Column<T>, rows: Uint32Array): T {
   const values = column.values
   const result = new (values.constructor as new (length: number) => T)(rows.length)
   for (let index = 0; index < rows.length; index++) result[index] = values[rows[index]]
+  column.clear()
   return result
 }
 
