@@ -105,12 +105,12 @@ export function listDirectory(root: string, options: ListingOptions = {}): strin
     .sort()
 }
 
-function fileOfDirectory(path: Buffer, stat: { size: bigint; blocks: bigint }, options: ListingOptions): string[] {
+function fileOfDirectory(path: Buffer, stat: { size: bigint }, options: ListingOptions): string[] {
   const size = Number(stat.size)
   const fd = openSync(path, 'r')
   try {
-    const sparse = stat.blocks * 512n < stat.size
-    const parts = sparse ? dataParts(fd, size) : [{ offset: 0, length: size }]
+    // Not by the count of blocks: a block of attributes hides a hole in it.
+    const parts = dataParts(fd, size)
     const isWhole = size === 0 || (parts.length === 1 && parts[0].length === size)
     if (options.holes !== true && !isWhole) return [String(size), 'sparse']
     const hash = createHash('sha256')
