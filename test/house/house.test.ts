@@ -2,7 +2,7 @@
  * The house: a folder imports only from floors below its own, and declares what it imports (docs/DESIGN.md, section 2).
  */
 import assert from 'node:assert/strict'
-import { readFileSync, readdirSync } from 'node:fs'
+import { existsSync, readFileSync, readdirSync } from 'node:fs'
 import { builtinModules } from 'node:module'
 import path from 'node:path'
 import test from 'node:test'
@@ -123,4 +123,13 @@ test('every top-level folder says in a README what it holds', () => {
 test('the lock file names no download host', () => {
   const lock = JSON.parse(readFileSync(path.join(root, 'package-lock.json'), 'utf8')) as { packages: Record<string, { resolved?: string }> }
   for (const [name, { resolved }] of Object.entries(lock.packages)) assert.ok(resolved === undefined || !resolved.includes('://'), name)
+})
+
+test('every link between pages leads to a file', () => {
+  const pages = ['README.md', ...readdirSync(path.join(root, 'docs'), { recursive: true, encoding: 'utf8' }).filter((file) => file.endsWith('.md')).map((file) => path.join('docs', file))]
+  for (const page of pages) {
+    for (const [, link] of readFileSync(path.join(root, page), 'utf8').matchAll(/\]\(([^)#:\s]+)(?:#[^)]*)?\)/g)) {
+      assert.ok(existsSync(path.join(root, path.dirname(page), link)), `${page} links to ${link}`)
+    }
+  }
 })
