@@ -1,6 +1,6 @@
 /**
  * The root filesystem of a CVD as it is served: varve serve, nbdfuse (which makes a file of it), a loop device, the kernel's mount.
- * The way of a guest, for a kernel without NBD. Debian packages: nbdfuse, util-linux, mount.
+ * The way of a guest, for a kernel without NBD. Debian packages: libnbd-bin, util-linux, mount.
  */
 import { spawn, spawnSync } from 'node:child_process'
 import type { ChildProcess } from 'node:child_process'
