@@ -8,6 +8,7 @@
 import { DIGEST_BYTES, digestOf, digestToHex } from '@varve/images/chunk/digest.ts'
 import type { Digest } from '@varve/images/chunk/digest.ts'
 import { VarveError } from '@varve/images/errors.ts'
+import type { LayerKind } from '@varve/images/store/catalog.ts'
 
 /**
  * Part of every recipe's digest. Raised whenever composing the same recipe would give other bytes than before, so that a composed map
@@ -17,8 +18,6 @@ export const RECIPE_VERSION = 1
 
 /** Layers of one recipe, at most. */
 export const RECIPE_LAYERS_MAX = 1024
-
-export type LayerKind = 'base' | 'driver' | 'app' | 'identity' | 'user-app' | 'user'
 
 export interface RecipeLayer {
   /** `app@3`; for people and for decisions. */

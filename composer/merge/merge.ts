@@ -4,7 +4,7 @@
  */
 import type { ChunkStore, ChunkWriter } from '@varve/images/store/chunk-store.ts'
 import { Kind, Tree } from '@varve/images/tree/tree.ts'
-import type { LayerKind } from '../recipe.ts'
+import type { LayerKind } from '@varve/images/store/catalog.ts'
 import { inodeColumns } from './merge-columns.ts'
 import { mergeContents } from './merge-contents.ts'
 import { MergeEntries } from './merge-entries.ts'

@@ -463,12 +463,6 @@ export class Catalog implements AsyncDisposable {
     return row === undefined ? undefined : digestFromHex(row.digest)
   }
 
-  /** True if there was one. */
-  async removeObject(kind: string, key: string): Promise<boolean> {
-    const result = await this.#change((db) => db.deleteFrom('objects').where('kind', '=', kind).where('key', '=', key).executeTakeFirst())
-    return result.numDeletedRows > 0n
-  }
-
   /**
    * Every object that collection must keep, each once: of layers, of what CVDs and snapshots stand on, of composed disks, and others.
    * One moment's view: collection must have noted the leases of writers before it asks.

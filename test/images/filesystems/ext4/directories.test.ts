@@ -14,8 +14,9 @@ describe('directories of ext4', () => {
     const built = new MemoryTree()
     const names = ['a', 'ab', 'abc', 'x'.repeat(31), 'x'.repeat(32), 'x'.repeat(33), 'x'.repeat(64), 'x'.repeat(255), '\xff\xfe\x80', ...Array.from({ length: 50 }, () => random.bytes(40).toString('hex').slice(random.below(79)))]
     for (const name of names) built.file(0, name)
+    const tree = built.build()
     for (const hashSeed of [OPTIONS.hashSeed, Buffer.alloc(16)]) {
-      using image = new Ext4Image(built.build(), { hashSeed })
+      using image = new Ext4Image(tree, { hashSeed })
       for (const name of names.filter((name) => /^\w+$/.test(name))) {
         const seedText = Buffer.from(hashSeed).toString('hex').replace(/^(.{8})(.{4})(.{4})(.{4})/, '$1-$2-$3-$4-')
         const answer = image.debugfs(`dx_hash -h half_md4 -s ${seedText} ${name}`)
