@@ -1,7 +1,7 @@
 /**
  * Addresses that a server listens on or a client connects to: `HOST:PORT`, `[IPV6]:PORT` or `unix:PATH`.
  */
-import { lstatSync, unlinkSync } from 'node:fs'
+import { chmodSync, lstatSync, unlinkSync } from 'node:fs'
 import net from 'node:net'
 import { VarveError } from '@varve/images/errors.ts'
 
@@ -34,7 +34,7 @@ export function formatAddress(address: ListenAddress): string {
 
 /**
  * Makes `server` listen. A socket file that a dead server left behind is replaced; one on which somebody listens, or a file of another kind, is not.
- * @param options.mode permissions of a unix socket, in force from the moment when it exists
+ * @param options.mode permissions of a unix socket, in force before anybody is accepted
  * @returns the address with the port that was bound
  * @throws VarveError ADDRESS_INVALID
  */
@@ -62,16 +62,12 @@ function checkPath(text: string, path: string): string {
 function listenOnce(server: net.Server, address: ListenAddress, { mode, backlog }: ListenOptions): Promise<void> {
   return new Promise((resolve, reject) => {
     server.once('error', reject)
-    // The socket is bound within listen(), so the mask is in force just for that.
-    const mask = mode === undefined || !('path' in address) ? undefined : process.umask(0o777 & ~mode)
-    try {
-      server.listen({ ...address, backlog }, () => {
-        server.off('error', reject)
-        resolve()
-      })
-    } finally {
-      if (mask !== undefined) process.umask(mask)
-    }
+    server.listen({ ...address, backlog }, () => {
+      server.off('error', reject)
+      resolve()
+    })
+    // A unix socket is bound within listen(). The mask of the process, which would give it the mode at once, is not for a thread to change.
+    if (mode !== undefined && 'path' in address && server.listening) chmodSync(address.path, mode)
   })
 }
 

@@ -69,6 +69,11 @@ export class HomeExports implements ExportSource {
     return cvds[0].name
   }
 
+  /** A CVD, which writes: its overlay has one owner. */
+  exclusive(name: string): boolean {
+    return !name.startsWith(LAYER_PREFIX) && parseCvdName(name).snapshot === undefined
+  }
+
   async open(name: string): Promise<OpenedExport> {
     try {
       if (name.startsWith(LAYER_PREFIX)) return { name, ...(await this.#openLayer(name.slice(LAYER_PREFIX.length))) }

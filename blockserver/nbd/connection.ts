@@ -1,47 +1,55 @@
 /**
  * One client: its transport, and the phase that it is in.
  */
-import type net from 'node:net'
 import type { Logger } from 'pino'
+import type { Arrival } from './connection-host.ts'
 import type { ExportProvider } from './export.ts'
-import { HandshakeBroken, type Negotiated, handshake } from './handshake.ts'
+import { HandshakeBroken, HandshakeMoves, type Negotiated, handshake } from './handshake.ts'
 import { HandshakeStream, StreamEnded } from './handshake-stream.ts'
 import type { NbdLimits } from './limits.ts'
 import type { MemoryBudget } from './memory-budget.ts'
 import type { NbdMetrics } from './metrics.ts'
 import type { SlabPool } from './slab.ts'
+import { duplicate } from './socket-calls.ts'
 import { Transmission } from './transmission.ts'
-import { type Transport, takeSocket } from './transport.ts'
+import { type SocketLoop, SocketTransport } from './transport.ts'
 
-/** What all connections of a server share. */
+/** What all connections of a thread share. */
 export interface ConnectionContext {
   provider: ExportProvider
   limits: NbdLimits
   log: Logger
   metrics: NbdMetrics
+  loop: SocketLoop
   slabs: SlabPool
   budget: MemoryBudget
-  receiveBuffer: Buffer
   stopping(): boolean
 }
 
+/** A connection that another thread is to go on with. */
+export interface Move {
+  arrival: Arrival
+  thread: number
+}
+
 export class Connection {
-  /** Completes when the connection is closed and its export released. */
-  readonly finished: Promise<void>
+  /** Completes when the connection is closed and its export released, or when it leaves for another thread. */
+  readonly finished: Promise<Move | undefined>
+  readonly #arrival: Arrival
   readonly #context: ConnectionContext
   readonly #log: Logger
-  readonly #transport: Transport
+  readonly #transport: SocketTransport
   readonly #stream: HandshakeStream
   readonly #timer: NodeJS.Timeout
   #transmission: Transmission | undefined
   #peerEnded = false
   #closed = false
 
-  /** @param socket as net.Server accepted it with `pauseOnConnect` */
-  constructor(socket: net.Socket, context: ConnectionContext, id: number) {
+  constructor(arrival: Arrival, context: ConnectionContext) {
+    this.#arrival = arrival
     this.#context = context
-    this.#log = context.log.child({ connection: id })
-    this.#transport = takeSocket(socket, context.receiveBuffer, {
+    this.#log = context.log.child({ connection: arrival.id })
+    this.#transport = new SocketTransport(arrival.fd, context.loop, {
       received: (bytes) => {
         if (this.#transmission === undefined) this.#stream.receive(bytes)
         else this.#transmission.receive(bytes)
@@ -52,7 +60,7 @@ export class Connection {
       closed: (error) => this.#onClosed(error),
     })
     this.#stream = new HandshakeStream(this.#transport)
-    this.#timer = setTimeout(() => this.#onHandshakeTimeout(), context.limits.handshakeMsMax)
+    this.#timer = setTimeout(() => this.#onHandshakeTimeout(), arrival.handshake?.msLeft ?? context.limits.handshakeMsMax)
     this.finished = this.#run()
   }
 
@@ -66,9 +74,17 @@ export class Connection {
     this.#transport.destroy()
   }
 
-  async #run(): Promise<void> {
-    const negotiated = await this.#handshake()
-    clearTimeout(this.#timer)
+  async #run(): Promise<Move | undefined> {
+    const startMs = performance.now()
+    let negotiated
+    try {
+      negotiated = await this.#handshake()
+    } catch (error) {
+      if (error instanceof HandshakeMoves) return this.#move(error, startMs)
+      this.#refuse(error)
+    } finally {
+      clearTimeout(this.#timer)
+    }
     if (negotiated === undefined) return
     try {
       await this.#transmit(negotiated)
@@ -78,30 +94,45 @@ export class Connection {
   }
 
   async #handshake(): Promise<Negotiated | undefined> {
-    const { provider, limits, metrics } = this.#context
-    try {
-      const negotiated = await handshake(this.#stream, {
-        provider,
-        limits,
-        stopping: () => this.#context.stopping(),
-        failed: (error, name) => this.#log.error({ err: error, export: name }, 'an export cannot be opened'),
-      })
-      if (negotiated === undefined) this.#transport.end()
-      return negotiated
-    } catch (error) {
-      metrics.handshakesFailed++
-      if (error instanceof HandshakeBroken || error instanceof StreamEnded) this.#log.info({ reason: error.message }, 'handshake failed')
-      else this.#log.error({ err: error }, 'handshake failed')
+    const { provider, limits } = this.#context
+    const negotiated = await handshake(this.#stream, {
+      provider,
+      limits,
+      stopping: () => this.#context.stopping(),
+      failed: (error, name) => this.#log.error({ err: error, export: name }, 'an export cannot be opened'),
+    }, this.#arrival.handshake)
+    if (negotiated === undefined) this.#transport.end()
+    return negotiated
+  }
+
+  #refuse(error: unknown): void {
+    this.#context.metrics.handshakesFailed++
+    if (error instanceof HandshakeBroken || error instanceof StreamEnded) this.#log.info({ reason: error.message }, 'handshake failed')
+    else this.#log.error({ err: error }, 'handshake failed')
+    this.#transport.destroy()
+  }
+
+  /** The socket goes with all that was read from it and not used. */
+  #move({ state, thread }: HandshakeMoves, startMs: number): Move | undefined {
+    if (this.#closed || this.#peerEnded) {
       this.#transport.destroy()
       return undefined
     }
+    const { id, handshake: earlier } = this.#arrival
+    const fd = duplicate(this.#transport.fd)
+    this.#transport.pause()
+    const unread = Buffer.concat([state.unread, this.#stream.rest()])
+    this.#transport.destroy()
+    const msLeft = Math.max(1, (earlier?.msLeft ?? this.#context.limits.handshakeMsMax) - (performance.now() - startMs))
+    return { arrival: { id, fd, handshake: { ...state, unread, msLeft } }, thread }
   }
 
   #transmit({ served, structured, allocation }: Negotiated): Promise<void> {
-    const { limits, slabs, budget, metrics } = this.#context
+    const { limits, slabs, budget, metrics, loop } = this.#context
     return new Promise<void>((resolve) => {
       const transmission = new Transmission({
         served, structured, allocation, limits, slabs, budget, metrics,
+        busy: loop.busy,
         transport: this.#transport,
         cut: (reason) => this.#log.warn({ reason, export: served.name }, 'connection closed'),
         failed: (error, request) => this.#log.error({ err: error, export: served.name, request }, 'a request failed'),
@@ -141,7 +172,6 @@ export class Connection {
     this.#closed = true
     clearTimeout(this.#timer)
     if (error !== undefined) this.#log.debug({ err: error }, 'connection lost')
-    this.#context.metrics.connectionsOpen--
     this.#stream.end('the connection is closed')
     this.#transmission?.closed()
   }

@@ -20,12 +20,23 @@ export interface ServedExport extends ExportInfo {
   release(): Promise<void>
 }
 
+/** Another thread of the server has the export: the connection is to go there. */
+export class ExportElsewhere extends Error {
+  override name = 'ExportElsewhere'
+  readonly thread: number
+
+  constructor(name: string, thread: number) {
+    super(`thread ${thread} has export ${name}`)
+    this.thread = thread
+  }
+}
+
 export interface ExportProvider {
   /** What NBD_OPT_LIST shows. */
   list(): Promise<ExportInfo[]>
   /**
    * @param name as the client sent it; empty for the default export
-   * @throws VarveError EXPORT_NOT_FOUND, or what opening the device throws
+   * @throws VarveError EXPORT_NOT_FOUND, ExportElsewhere, or what opening the device throws
    */
   open(name: string): Promise<ServedExport>
 }
@@ -42,8 +53,19 @@ export interface ExportSource {
   list(): Promise<ExportInfo[]>
   /** The one name of an export that may have several: `''` -> `desk`. Devices are shared by this name. @throws VarveError EXPORT_NOT_FOUND */
   canonicalName(name: string): string | Promise<string>
+  /** True for an export whose device one thread alone may have open; false unless given. @param name canonical */
+  exclusive?(name: string): boolean
   /** @param name canonical. Not called again for it before the device that it returned is closed. */
   open(name: string): Promise<OpenedExport>
+}
+
+/** Which thread has which exclusive export: one for all threads of a server. */
+export interface ExportOwners {
+  /** The thread that asks. */
+  readonly self: number
+  /** @returns the thread that has the export; the one that asks, if none had it */
+  acquire(name: string): Promise<number>
+  release(name: string): void
 }
 
 interface SharedExport {
@@ -55,10 +77,13 @@ interface SharedExport {
 /** Counts the users of each export: the first opens its device, the last closes it, and whoever comes while it closes waits and opens it anew. */
 export class SharedExports implements ExportProvider {
   readonly #source: ExportSource
+  readonly #owners: ExportOwners | undefined
   readonly #shared = new Map<string, SharedExport>()
 
-  constructor(source: ExportSource) {
+  /** @param owners where several threads have each a SharedExports of their own */
+  constructor(source: ExportSource, owners?: ExportOwners) {
     this.#source = source
+    this.#owners = owners
   }
 
   list(): Promise<ExportInfo[]> {
@@ -88,7 +113,7 @@ export class SharedExports implements ExportProvider {
     for (;;) {
       const known = this.#shared.get(name)
       if (known === undefined) {
-        const shared: SharedExport = { opened: this.#source.open(name), users: 1, closed: undefined }
+        const shared: SharedExport = { opened: this.#openOwned(name), users: 1, closed: undefined }
         this.#shared.set(name, shared)
         return shared
       }
@@ -100,9 +125,28 @@ export class SharedExports implements ExportProvider {
     }
   }
 
+  async #openOwned(name: string): Promise<OpenedExport> {
+    const owners = this.#source.exclusive?.(name) === true ? this.#owners : undefined
+    if (owners === undefined) return this.#source.open(name)
+    const thread = await owners.acquire(name)
+    if (thread !== owners.self) throw new ExportElsewhere(name, thread)
+    try {
+      const opened = await this.#source.open(name)
+      const close = () => closeOpened(opened).finally(() => owners.release(name))
+      return { ...opened, close }
+    } catch (error) {
+      owners.release(name)
+      throw error
+    }
+  }
+
   async #release(name: string, shared: SharedExport): Promise<void> {
     if (--shared.users > 0) return
-    shared.closed = shared.opened.then(async (opened) => (opened.close === undefined ? opened.device[Symbol.asyncDispose]() : opened.close())).finally(() => this.#shared.delete(name))
+    shared.closed = shared.opened.then(closeOpened).finally(() => this.#shared.delete(name))
     await shared.closed
   }
+}
+
+async function closeOpened(opened: OpenedExport): Promise<void> {
+  await (opened.close === undefined ? opened.device[Symbol.asyncDispose]() : opened.close())
 }

@@ -3,7 +3,7 @@
  * Bytes: "Handshake" of the NBD specification. Nothing here is hot, so it reads as the specification does.
  */
 import { isVarveError } from '@varve/images/errors.ts'
-import type { ExportProvider, ServedExport } from './export.ts'
+import { ExportElsewhere, type ExportProvider, type ServedExport } from './export.ts'
 import type { HandshakeStream } from './handshake-stream.ts'
 import { type NbdLimits, OPTIONS_MAX } from './limits.ts'
 import { BASE_ALLOCATION, BASE_ALLOCATION_ID, listContexts, selectContexts } from './meta-context.ts'
@@ -34,6 +34,32 @@ export interface HandshakeOptions {
   failed(error: unknown, name: string): void
 }
 
+/** How far negotiation has come when a connection goes to another thread. A value that threads can send. */
+export interface HandshakeState {
+  noZeroes: boolean
+  structured: boolean
+  allocationFor: string | undefined
+  /** Bytes of the peer from the option on that asked for the export. */
+  unread: Uint8Array
+  /** Options, and milliseconds, that the peer may still take. */
+  optionsLeft: number
+  msLeft: number
+}
+
+/** The peer asked for an export that another thread has: the connection is to go there, and its negotiation goes on from `state`. */
+export class HandshakeMoves extends Error {
+  override name = 'HandshakeMoves'
+  readonly thread: number
+  /** Without what the stream holds, and the time. */
+  readonly state: Omit<HandshakeState, 'msLeft'>
+
+  constructor(thread: number, state: Omit<HandshakeState, 'msLeft'>) {
+    super(`thread ${thread} has the export`)
+    this.thread = thread
+    this.state = state
+  }
+}
+
 /** The peer broke the protocol, or asked for what cannot be answered by an error: the connection is to be closed. */
 export class HandshakeBroken extends Error {
   override name = 'HandshakeBroken'
@@ -44,23 +70,30 @@ const PREFERRED_BLOCK_BYTES_MIN = 512
 
 /**
  * Negotiates with the peer.
+ * @param resumed what another thread has negotiated with it
  * @returns undefined if the peer ended the session by NBD_OPT_ABORT
- * @throws HandshakeBroken, and what the stream throws when it ends
+ * @throws HandshakeBroken, HandshakeMoves, and what the stream throws when it ends
  */
-export async function handshake(stream: HandshakeStream, options: HandshakeOptions): Promise<Negotiated | undefined> {
-  await stream.write(greeting())
-  const flags = (await stream.read(CLIENT_FLAGS_BYTES)).readUInt32BE()
-  if ((flags & ~(NBD_FLAG_C_FIXED_NEWSTYLE | NBD_FLAG_C_NO_ZEROES)) !== 0) throw new HandshakeBroken(`unknown client flags ${flags}`)
-  const haggling = new OptionHaggling(stream, options, (flags & NBD_FLAG_C_NO_ZEROES) !== 0)
+export async function handshake(stream: HandshakeStream, options: HandshakeOptions, resumed?: HandshakeState): Promise<Negotiated | undefined> {
+  const haggling = new OptionHaggling(stream, options, resumed ?? { noZeroes: await greet(stream), structured: false, allocationFor: undefined })
+  if (resumed !== undefined) stream.receive(Buffer.from(resumed.unread))
   try {
-    for (let count = 0; count < OPTIONS_MAX; count++) {
-      const result = await haggling.next()
+    for (let left = resumed?.optionsLeft ?? OPTIONS_MAX; left > 0; left--) {
+      const result = await haggling.next(left)
       if (result !== 'more') return result
     }
     throw new HandshakeBroken(`more than ${OPTIONS_MAX} options`)
   } finally {
     await haggling.release()
   }
+}
+
+/** @returns whether the peer wants no zeroes after the reply to NBD_OPT_EXPORT_NAME */
+async function greet(stream: HandshakeStream): Promise<boolean> {
+  await stream.write(greeting())
+  const flags = (await stream.read(CLIENT_FLAGS_BYTES)).readUInt32BE()
+  if ((flags & ~(NBD_FLAG_C_FIXED_NEWSTYLE | NBD_FLAG_C_NO_ZEROES)) !== 0) throw new HandshakeBroken(`unknown client flags ${flags}`)
+  return (flags & NBD_FLAG_C_NO_ZEROES) !== 0
 }
 
 function greeting(): Buffer {
@@ -79,16 +112,18 @@ class OptionHaggling {
   readonly #stream: HandshakeStream
   readonly #options: HandshakeOptions
   readonly #noZeroes: boolean
-  #structured = false
+  #structured: boolean
   /** Name of the export for which base:allocation was selected last. */
   #allocationFor: string | undefined
   /** The export that was asked about last: it stays open, since the option that uses it most likely follows. */
   #opened: { name: string; served: ServedExport } | undefined
 
-  constructor(stream: HandshakeStream, options: HandshakeOptions, noZeroes: boolean) {
+  constructor(stream: HandshakeStream, options: HandshakeOptions, { noZeroes, structured, allocationFor }: Pick<HandshakeState, 'noZeroes' | 'structured' | 'allocationFor'>) {
     this.#stream = stream
     this.#options = options
     this.#noZeroes = noZeroes
+    this.#structured = structured
+    this.#allocationFor = allocationFor
   }
 
   /** Lets go of the export that is open, unless the transmission phase has it. */
@@ -98,7 +133,8 @@ class OptionHaggling {
     await opened?.served.release()
   }
 
-  async next(): Promise<Outcome> {
+  /** Reads and answers an option. @param optionsLeft with this one */
+  async next(optionsLeft: number): Promise<Outcome> {
     const header = await this.#stream.read(OPTION_HEADER_BYTES)
     if (readUint32(header, 0) !== IHAVEOPT[0] || readUint32(header, 4) !== IHAVEOPT[1]) throw new HandshakeBroken('an option does not begin with its magic number')
     const option = readUint32(header, 8)
@@ -110,10 +146,13 @@ class OptionHaggling {
       return 'more'
     }
     const data = await this.#stream.read(length)
-    if (option === NBD_OPT_EXPORT_NAME) return this.#exportName(data)
     try {
-      return await this.#answer(option, data)
+      return await (option === NBD_OPT_EXPORT_NAME ? this.#exportName(data) : this.#answer(option, data))
     } catch (error) {
+      if (error instanceof ExportElsewhere) {
+        const state = { noZeroes: this.#noZeroes, structured: this.#structured, allocationFor: this.#allocationFor }
+        throw new HandshakeMoves(error.thread, { ...state, unread: Buffer.concat([header, data]), optionsLeft })
+      }
       if (!(error instanceof OptionError)) throw error
       await this.#stream.write(optionReply(option, error.reply, Buffer.from(error.message)))
       return 'more'
@@ -244,6 +283,7 @@ class OptionHaggling {
       this.#opened = { name, served }
       return served
     } catch (error) {
+      if (error instanceof ExportElsewhere) throw error
       if (isVarveError(error, 'EXPORT_NOT_FOUND', 'NOT_FOUND', 'NAME_INVALID')) throw new OptionError(NBD_REP_ERR_UNKNOWN, `there is no export '${name.slice(0, 256)}'`)
       // What can be mended elsewhere, and is no secret: which CVD another server has.
       if (isVarveError(error, 'STORE_LOCKED')) throw new OptionError(NBD_REP_ERR_POLICY, error.message)

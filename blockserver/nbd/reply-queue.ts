@@ -36,7 +36,7 @@ export class ReplyQueue {
   #pieces: Piece[] = []
   #gatheredBytes = 0
   #gatheredRequests = 0
-  /** Batches whose write the stream has not confirmed; those that the kernel took at once have no pieces any more. */
+  /** Batches that the kernel has not taken whole. */
   readonly #writing: Batch[] = []
   #unsentBytes = 0
   #discarded = false
@@ -105,15 +105,14 @@ export class ReplyQueue {
     this.#gatheredBytes = 0
     this.#gatheredRequests = 0
     this.#unsentBytes += batch.bytes
-    this.#writing.push(batch)
-    this.#transport.write(pieces.map(({ slab, from, to }) => slab.bytes.subarray(from, to)), this.#onSent)
-    if (this.#transport.unsentBytes === 0) for (const written of this.#writing) this.#free(written)
+    if (this.#transport.write(pieces.map(({ slab, from, to }) => slab.bytes.subarray(from, to)), this.#onSent)) this.#free(batch)
+    else this.#writing.push(batch)
   }
 
   /** Gives all memory back, and that of all that comes. For a connection that is closed. */
   discard(): void {
     this.#discarded = true
-    for (const batch of this.#writing) this.#free(batch)
+    for (const batch of this.#writing.splice(0)) this.#free(batch)
     this.#free({ pieces: this.#pieces, bytes: 0, requests: this.#gatheredRequests })
     this.#pieces = []
     this.#gatheredBytes = 0
@@ -126,10 +125,8 @@ export class ReplyQueue {
   }
 
   #free(batch: Batch): void {
-    if (batch.pieces.length === 0) return
     for (const { slab, regions } of batch.pieces) this.#slabs.release(slab, regions)
     this.#unsentBytes -= batch.bytes
-    batch.pieces = []
     this.#freed(batch.requests)
   }
 }

@@ -1,19 +1,23 @@
 /**
- * The NBD server: listens, keeps the connections, and stops in order. It knows exports and devices, not what is behind them.
+ * The NBD server: listens, hands connections to the threads that serve them, and stops in order. It knows exports and devices, not what is
+ * behind them.
  */
 import net from 'node:net'
 import { type Logger, pino } from 'pino'
 import { VarveError } from '@varve/images/errors.ts'
 import { type ListenAddress, formatAddress, listenOn, parseAddress } from '../listen-address.ts'
-import { Connection, type ConnectionContext } from './connection.ts'
+import { type Arrival, ConnectionHost } from './connection-host.ts'
 import type { ExportProvider } from './export.ts'
-import { NBD_LIMITS, type NbdLimits, RECEIVE_BUFFER_BYTES } from './limits.ts'
-import { MemoryBudget } from './memory-budget.ts'
-import { NbdMetrics } from './metrics.ts'
-import { SlabPool } from './slab.ts'
+import { NBD_LIMITS, type NbdLimits } from './limits.ts'
+import type { NbdMetrics } from './metrics.ts'
+import { duplicate } from './socket-calls.ts'
+import type { ThreadExports } from './thread-messages.ts'
+import { ThreadPool } from './thread-pool.ts'
 
-export interface NbdServerOptions {
-  provider: ExportProvider
+/** Connections are served in this thread, from exports of this thread, or in threads that open exports by themselves. */
+export type ServedFrom = { provider: ExportProvider } | { threads: number; exports: ThreadExports }
+
+export type NbdServerOptions = ServedFrom & {
   /** What is not given is as in NBD_LIMITS. */
   limits?: Partial<NbdLimits>
   log?: Logger
@@ -29,14 +33,16 @@ const DRAIN_MS = 5000
 const BACKLOG = 511
 
 export class NbdServer implements AsyncDisposable {
-  readonly metrics = new NbdMetrics()
   /** As bound: a port 0 is replaced by the one that was chosen. */
   readonly addresses: string[] = []
   readonly #servers: net.Server[] = []
-  readonly #connections = new Set<Connection>()
-  readonly #context: ConnectionContext
+  readonly #limits: NbdLimits
   readonly #log: Logger
-  #connectionCount = 0
+  readonly #served: ConnectionHost | ThreadPool
+  /** Connections that are open. */
+  readonly #open = new Set<number>()
+  #accepted = 0
+  #refused = 0
   #closing: Promise<void> | undefined
 
   /**
@@ -56,20 +62,30 @@ export class NbdServer implements AsyncDisposable {
     return server
   }
 
-  private constructor({ provider, limits: given, log = pino({ level: 'silent' }) }: NbdServerOptions) {
+  private constructor(options: NbdServerOptions) {
+    const { limits: given, log = pino({ level: 'silent' }) } = options
     const limits = { ...NBD_LIMITS, ...given }
     checkLimits(limits)
+    this.#limits = limits
     this.#log = log
-    this.#context = {
-      provider,
-      limits,
-      log,
-      metrics: this.metrics,
-      slabs: new SlabPool(),
-      budget: new MemoryBudget(limits.sharedBytesMax, limits.stalledMsMax),
-      receiveBuffer: Buffer.allocUnsafeSlow(RECEIVE_BUFFER_BYTES),
-      stopping: () => this.#closing !== undefined,
+    const ended = (id: number) => { this.#open.delete(id) }
+    if ('provider' in options) {
+      const moved = () => { throw new Error('there is no other thread') }
+      this.#served = new ConnectionHost({ provider: options.provider, limits, log, ended, moved })
+    } else {
+      const { threads: count, exports } = options
+      this.#served = new ThreadPool({ count, exports, limits: { ...limits, sharedBytesMax: Math.max(limits.requestBytesMax, limits.sharedBytesMax / count) }, log, ended })
     }
+  }
+
+  async metrics(): Promise<NbdMetrics> {
+    const metrics = this.#served instanceof ThreadPool ? await this.#served.metrics() : { ...this.#served.metrics }
+    return { ...metrics, connectionsAccepted: this.#accepted, connectionsRefused: this.#refused, connectionsOpen: this.#open.size }
+  }
+
+  /** The threads, if there are any. */
+  get pool(): ThreadPool | undefined {
+    return this.#served instanceof ThreadPool ? this.#served : undefined
   }
 
   /**
@@ -95,35 +111,34 @@ export class NbdServer implements AsyncDisposable {
   }
 
   #accept(socket: net.Socket): void {
-    const { limits } = this.#context
-    if (this.#connections.size >= limits.connectionsMax || this.#closing !== undefined) {
-      this.metrics.connectionsRefused++
-      this.#log.warn({ connectionsMax: limits.connectionsMax }, 'connection refused')
+    if (this.#open.size >= this.#limits.connectionsMax || this.#closing !== undefined) {
+      this.#refused++
+      this.#log.warn({ connectionsMax: this.#limits.connectionsMax }, 'connection refused')
       socket.destroy()
       return
     }
-    this.metrics.connectionsAccepted++
-    this.metrics.connectionsOpen++
-    const connection = new Connection(socket, this.#context, ++this.#connectionCount)
-    this.#connections.add(connection)
-    void connection.finished.finally(() => this.#connections.delete(connection))
+    const arrival: Arrival = { id: ++this.#accepted, fd: takeDescriptor(socket) }
+    this.#open.add(arrival.id)
+    this.#served.take(arrival)
   }
 
   async #close(drainMs: number): Promise<void> {
     const stopped = this.#servers.filter((server) => server.listening).map((server) => new Promise<void>((resolve) => server.close(() => resolve())))
-    // Set before drain() asks for it, since this runs up to its first await within close().
-    await Promise.resolve()
-    const connections = [...this.#connections]
-    for (const connection of connections) connection.drain()
-    const cut = setTimeout(() => {
-      for (const connection of connections) connection.destroy()
-    }, drainMs)
-    await Promise.all(connections.map(({ finished }) => finished))
-    clearTimeout(cut)
+    await this.#served.drain(drainMs)
     await Promise.all(stopped)
-    this.#context.budget.close()
     this.#log.info('nbd stopped')
   }
+}
+
+/**
+ * The descriptor of an accepted socket, which Node gives to nobody: so this is the one use of something that it does not document. The socket
+ * that it made is closed; the connection is not, since the descriptor is another one.
+ */
+function takeDescriptor(socket: net.Socket): number {
+  const { fd } = (socket as unknown as { _handle: { fd: number } })._handle
+  const taken = duplicate(fd)
+  socket.destroy()
+  return taken
 }
 
 function checkLimits(limits: NbdLimits): void {

@@ -3,6 +3,7 @@
  * All requests of one read are taken up before anything is written. What the device completes at once costs no promise and no turn.
  */
 import { setImmediate as nextTurn } from 'node:timers/promises'
+import type { BusyLoop } from './busy-loop.ts'
 import type { ServedExport } from './export.ts'
 import type { NbdLimits } from './limits.ts'
 import type { BudgetUser, MemoryBudget } from './memory-budget.ts'
@@ -39,6 +40,8 @@ export interface TransmissionOptions {
   slabs: SlabPool
   budget: MemoryBudget
   metrics: NbdMetrics
+  /** Of the thread: is told of requests that do not complete at once. */
+  busy: BusyLoop
   transport: Transport
   /** The peer broke the protocol or a limit; the connection has been destroyed. */
   cut(reason: string): void
@@ -425,9 +428,11 @@ export class Transmission implements BudgetUser {
   #whenDone(pending: Promise<void>, type: number, offset: number, length: number, heldBytes: number, reply: (cookie: Cookie) => void): void {
     const cookie = { ...this.#cookie }
     this.#deviceRequests++
+    this.#options.busy.pendingRequests++
     this.#bytesInFlight += heldBytes
     const settled = () => {
       this.#deviceRequests--
+      this.#options.busy.pendingRequests--
       this.#bytesInFlight -= heldBytes
       this.#settle()
       this.#scheduleFlush()

@@ -1,31 +1,38 @@
 /**
  * `varve serve`: offers every CVD, snapshot and layer over NBD until it is told to end.
  */
-import { Option } from 'commander'
+import os from 'node:os'
+import { InvalidArgumentError, Option } from 'commander'
 import type { Command } from 'commander'
 import { pino } from 'pino'
-import { SharedExports } from '@varve/blockserver/nbd/export.ts'
 import { NbdServer } from '@varve/blockserver/nbd/server.ts'
 import { HomeExports } from '../exports.ts'
 import { action } from '../invocation.ts'
+import { exportsOfHome } from '../served-exports.ts'
 
 const DEFAULT_ADDRESS = '127.0.0.1:10809'
 
 export function addServeCommand(program: Command): void {
   program.command('serve')
     .option('--nbd <address...>', 'HOST:PORT, [IPV6]:PORT or unix:PATH; may be repeated', [DEFAULT_ADDRESS])
+    .addOption(new Option('--threads <count>', 'threads that serve connections').argParser(threadCount).default(os.availableParallelism(), 'one for each processor'))
     .addOption(new Option('--log-level <level>', 'logs are JSON on standard error').choices(['trace', 'debug', 'info', 'warn', 'error']).default('warn'))
     .description('serve every CVD, CVD@SNAPSHOT and layer:NAME@N over NBD; SIGTERM and SIGINT end it when everything is durable')
-    .action(action(async (invocation, options: { nbd: string[]; logLevel: string }) => {
+    .action(action(async (invocation, options: { nbd: string[]; threads: number; logLevel: string }) => {
       await using home = await invocation.openHome()
       const log = pino({ level: options.logLevel }, pino.destination({ dest: 2, sync: true }))
-      const exports = new HomeExports(home, log)
-      await using server = await NbdServer.listen(options.nbd, { provider: new SharedExports(exports), log })
-      const names = (await exports.list()).map(({ name }) => name)
+      await using server = await NbdServer.listen(options.nbd, { threads: options.threads, exports: exportsOfHome(home.directory), log })
+      const names = (await new HomeExports(home, log).list()).map(({ name }) => name)
       invocation.result({ nbd: server.addresses, exports: names, pid: process.pid }, `serving ${names.length} exports on ${server.addresses.join(', ')}\n${names.map((name) => `  ${name}`).join('\n')}`)
       await new Promise<void>((resolve) => {
         if (invocation.signal.aborted) resolve()
         invocation.signal.addEventListener('abort', () => resolve(), { once: true })
       })
     }))
+}
+
+function threadCount(text: string): number {
+  const count = Number(text)
+  if (!Number.isInteger(count) || count < 1 || count > 256) throw new InvalidArgumentError('a whole number from 1 to 256 is wanted.')
+  return count
 }

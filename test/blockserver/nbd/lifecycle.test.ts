@@ -189,7 +189,7 @@ test('closing answers what is in flight, refuses what comes after, and then hang
   assert.equal(disk.durable[999], 5)
   assert.equal(disk.closes, 1)
   await assert.rejects(client.read(0, 1), (error) => isVarveError(error, 'PROTOCOL_INVALID'))
-  assert.equal(serving.server.metrics.connectionsOpen, 0)
+  assert.equal((await serving.server.metrics()).connectionsOpen, 0)
   await serving.close()
 })
 
@@ -214,16 +214,16 @@ test('a handshake that takes too long is ended', async () => {
   socket.write(Buffer.from([0, 0, 0, 3]))
   socket.resume()
   await once(socket, 'close')
-  assert.equal(serving.server.metrics.handshakesFailed, 1)
+  assert.equal((await serving.server.metrics()).handshakesFailed, 1)
 })
 
 test('a connection over the limit is closed at once, and a place that is freed is given again', async () => {
   await using serving = await serve({ disk: new TestDisk(MiB) }, { limits: { connectionsMax: 2 } })
   const clients = [await NbdClient.connect(serving.unix), await NbdClient.connect(serving.unix)]
   await assert.rejects(NbdClient.connect(serving.unix))
-  assert.equal(serving.server.metrics.connectionsRefused, 1)
+  assert.equal((await serving.server.metrics()).connectionsRefused, 1)
   await clients[0].disconnect()
-  while (serving.server.metrics.connectionsOpen > 1) await sleep(5)
+  while ((await serving.server.metrics()).connectionsOpen > 1) await sleep(5)
   await (await NbdClient.connect(serving.unix)).disconnect()
   await clients[1].disconnect()
 })
@@ -285,12 +285,12 @@ test('a client that hoards shared memory and does not move is cut when another o
     socket.on('error', () => undefined)
     socket.write(Buffer.concat([Buffer.from([0, 0, 0, 3]), go, write]))
   }
-  while (serving.server.metrics.requests < 4) await sleep(5)
+  while ((await serving.server.metrics()).requests < 4) await sleep(5)
   await using honest = await NbdClient.connect(serving.unix)
   await honest.write(Buffer.alloc(100, 1), 0)
   await honest.write(Buffer.alloc(16 * MiB, 2), 0)
   assert.equal(disk.bytes[100], 2)
-  assert.ok(serving.server.metrics.connectionsCut >= 1)
+  assert.ok((await serving.server.metrics()).connectionsCut >= 1)
   for (const socket of sockets) socket.destroy()
   for (const client of hoarders) await client.disconnect()
 })

@@ -1,0 +1,88 @@
+/**
+ * Connection host: the connections of one thread, and what they share. A server has one in its own thread, or one in each of its server threads.
+ */
+import type { Logger } from 'pino'
+import { BusyLoop } from './busy-loop.ts'
+import { Connection, type ConnectionContext } from './connection.ts'
+import type { ExportProvider } from './export.ts'
+import type { HandshakeState } from './handshake.ts'
+import type { NbdLimits } from './limits.ts'
+import { MemoryBudget } from './memory-budget.ts'
+import { NbdMetrics } from './metrics.ts'
+import { SlabPool } from './slab.ts'
+import { SocketLoop } from './transport.ts'
+
+/** A connected socket on its way to the thread that is to serve it. */
+export interface Arrival {
+  /** Of the connection, for the log; unique in the server. */
+  id: number
+  /** Belongs to whoever has the arrival. */
+  fd: number
+  /** What another thread has negotiated so far. */
+  handshake?: HandshakeState
+}
+
+export interface ConnectionHostOptions {
+  provider: ExportProvider
+  limits: NbdLimits
+  log: Logger
+  /** A connection has ended; called once for each that was taken, unless it moved. */
+  ended(id: number): void
+  /** A connection asked for an export that another thread has. */
+  moved(arrival: Arrival, thread: number): void
+}
+
+export class ConnectionHost {
+  readonly metrics = new NbdMetrics()
+  readonly #options: ConnectionHostOptions
+  readonly #context: ConnectionContext
+  readonly #connections = new Set<Connection>()
+  #draining: Promise<void> | undefined
+
+  constructor(options: ConnectionHostOptions) {
+    const { provider, limits, log } = options
+    const loop = new BusyLoop()
+    this.#options = options
+    this.#context = {
+      provider,
+      limits,
+      log,
+      metrics: this.metrics,
+      loop: new SocketLoop(loop),
+      slabs: new SlabPool(),
+      budget: new MemoryBudget(limits.sharedBytesMax, limits.stalledMsMax),
+      stopping: () => this.#draining !== undefined,
+    }
+  }
+
+  take(arrival: Arrival): void {
+    this.metrics.connectionsOpen++
+    const connection = new Connection(arrival, this.#context)
+    this.#connections.add(connection)
+    void connection.finished.then((move) => {
+      this.#connections.delete(connection)
+      this.metrics.connectionsOpen--
+      if (move === undefined) this.#options.ended(arrival.id)
+      else this.#options.moved(move.arrival, move.thread)
+    })
+  }
+
+  /** Answers what is in flight, closes the connections and lets go of their exports. @param drainMs after which connections are cut */
+  drain(drainMs: number): Promise<void> {
+    this.#draining ??= this.#drain(drainMs)
+    return this.#draining
+  }
+
+  async #drain(drainMs: number): Promise<void> {
+    // Set before the connections ask for it, since this runs up to its first await within drain().
+    await Promise.resolve()
+    const connections = [...this.#connections]
+    for (const connection of connections) connection.drain()
+    const cut = setTimeout(() => {
+      for (const connection of connections) connection.destroy()
+    }, drainMs)
+    await Promise.all(connections.map(({ finished }) => finished))
+    clearTimeout(cut)
+    this.#context.budget.close()
+  }
+}

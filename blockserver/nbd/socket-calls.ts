@@ -1,0 +1,101 @@
+/**
+ * Calls on sockets that Node does not have: receive and send at once, without a turn of the event loop, and another descriptor of the same socket.
+ * Called through koffi (docs/decisions/0002-native-calls.md). A descriptor belongs to the process, so that any of its threads may use it.
+ */
+import koffi from 'koffi'
+import { VarveError } from '@varve/images/errors.ts'
+
+const libc = load()
+const recv = libc.func('int64_t recv(int fd, _Out_ void *bytes, size_t length, int flags)')
+const send = libc.func('int64_t send(int fd, const void *bytes, size_t length, int flags)')
+const writev = libc.func('int64_t writev(int fd, const void *parts, int count)')
+const poll = libc.func('int poll(void *descriptors, unsigned long count, int timeoutMs)')
+const fcntl = libc.func('int fcntl(int fd, int command, int argument)')
+const { EAGAIN, EINTR } = koffi.os.errno
+
+const MSG_DONTWAIT = 0x40
+const MSG_NOSIGNAL = 0x4000
+const F_DUPFD_CLOEXEC = 1030
+const POLLIN = 1
+/** Parts that one call takes; IOV_MAX of Linux is 1024. */
+const PARTS_MAX = 256
+/** struct iovec: address and length, 64 bits each, as pairs of 32 bits. Little-endian, as all machines that Varve runs on. */
+const vector = new Uint32Array(4 * PARTS_MAX)
+
+function load() {
+  try {
+    return koffi.load('libc.so.6')
+  } catch (cause) {
+    throw new VarveError('LIBRARY_MISSING', 'the C library libc.so.6 cannot be loaded; Varve needs Linux with glibc', { cause })
+  }
+}
+
+/** What is there of a socket's bytes, at most `into.length`. @returns bytes; 0 if the peer has ended or failed the connection; -1 if nothing is there now */
+export function receiveNow(fd: number, into: Uint8Array): number {
+  const bytes = Number(recv(fd, into, into.length, MSG_DONTWAIT))
+  return bytes >= 0 ? bytes : isLater(koffi.errno()) ? -1 : 0
+}
+
+/** Sends what the kernel takes now, of `parts` in order. @returns bytes; what is left, an error too, is for a stream that waits */
+export function sendNow(fd: number, parts: readonly Uint8Array[]): number {
+  if (parts.length === 1) return Math.max(0, Number(send(fd, parts[0], parts[0].length, MSG_DONTWAIT | MSG_NOSIGNAL)))
+  const count = Math.min(parts.length, PARTS_MAX)
+  for (let index = 0; index < count; index++) {
+    const address = Number(koffi.address(parts[index]))
+    vector[4 * index] = address
+    vector[4 * index + 1] = address / 0x1_0000_0000
+    vector[4 * index + 2] = parts[index].length
+    vector[4 * index + 3] = 0
+  }
+  return Math.max(0, Number(writev(fd, vector, count)))
+}
+
+/** Another descriptor of the same socket, which is open as long as one of them is. */
+export function duplicate(fd: number): number {
+  const other = Number(fcntl(fd, F_DUPFD_CLOEXEC, 0))
+  if (other < 0) throw new Error(`fcntl(F_DUPFD_CLOEXEC) of descriptor ${fd} failed with errno ${koffi.errno()}`)
+  return other
+}
+
+/** Sockets that are waited for together: struct pollfd of poll(2), one after another. */
+export class PollSet {
+  /** Descriptor; events asked for (low 16 bits) and seen (high 16 bits). */
+  readonly #entries: Int32Array
+  #count = 0
+
+  constructor(socketsMax: number) {
+    this.#entries = new Int32Array(2 * socketsMax)
+  }
+
+  get count(): number {
+    return this.#count
+  }
+
+  /** Adds a socket as the last one. */
+  add(fd: number): void {
+    this.#entries[2 * this.#count] = fd
+    this.#entries[2 * this.#count + 1] = POLLIN
+    this.#count++
+  }
+
+  /** Takes one out; the last one takes its place. */
+  remove(index: number): void {
+    this.#count--
+    this.#entries[2 * index] = this.#entries[2 * this.#count]
+  }
+
+  /** Waits until some of the sockets have bytes, or an end, for the thread to take. @returns how many; 0 when the time is up */
+  wait(timeoutMs: number): number {
+    for (let index = 0; index < this.#count; index++) this.#entries[2 * index + 1] = POLLIN
+    return Math.max(0, Number(poll(this.#entries, this.#count, timeoutMs)))
+  }
+
+  /** True if the last `wait` saw something of this socket. */
+  isReady(index: number): boolean {
+    return this.#entries[2 * index + 1] >>> 16 !== 0
+  }
+}
+
+function isLater(errno: number): boolean {
+  return errno === EAGAIN || errno === EINTR
+}

@@ -1,0 +1,37 @@
+/**
+ * What an NBD server and its threads tell each other.
+ */
+import type { Arrival } from './connection-host.ts'
+import type { NbdLimits } from './limits.ts'
+import type { NbdMetrics } from './metrics.ts'
+
+/** Where a thread has its exports from. */
+export interface ThreadExports {
+  /** URL of a module that exports `openExports: OpenExports`. */
+  module: string
+  /** For that function; a value that threads can send. */
+  data: unknown
+}
+
+/** What a server thread is started with. */
+export interface ServerThreadData {
+  /** Number of the thread in its server, from 0. */
+  thread: number
+  exports: ThreadExports
+  limits: NbdLimits
+  logLevel: string
+}
+
+export type ToThread =
+  | { type: 'connection'; arrival: Arrival }
+  /** Answer to `acquire`. */
+  | { type: 'owner'; request: number; thread: number }
+  | { type: 'metrics'; request: number }
+  | { type: 'drain'; drainMs: number }
+
+export type FromThread =
+  | { type: 'ended'; id: number }
+  | { type: 'moved'; arrival: Arrival; thread: number }
+  | { type: 'acquire'; request: number; name: string }
+  | { type: 'release'; name: string }
+  | { type: 'metrics'; request: number; metrics: NbdMetrics }
