@@ -12,7 +12,7 @@ import type { ExportInfo, ExportSource, OpenedExport } from '@varve/blockserver/
 import { compose } from '@varve/composer/compose.ts'
 import { prepareRecipe } from '@varve/composer/prepare-recipe.ts'
 import type { BlockDevice } from '@varve/images/device/block-device.ts'
-import { ChunkCache } from '@varve/images/device/chunk-cache.ts'
+import type { ChunkCache } from '@varve/images/device/chunk-cache.ts'
 import { MapDevice } from '@varve/images/device/map-device.ts'
 import { OverlayStack } from '@varve/images/device/overlay-stack.ts'
 import { isVarveError, VarveError } from '@varve/images/errors.ts'
@@ -32,12 +32,14 @@ type Opened = Omit<OpenedExport, 'name'>
 export class HomeExports implements ExportSource {
   readonly #home: Home
   readonly #log: Logger
-  readonly #cache = new ChunkCache({ bytesMax: CACHE_BYTES_MAX })
+  readonly #cache: ChunkCache
   readonly #disks = new Map<string, CvdDisk>()
 
-  constructor(home: Home, log: Logger) {
+  /** @param cache borrowed, as the home */
+  constructor(home: Home, log: Logger, cache: ChunkCache) {
     this.#home = home
     this.#log = log
+    this.#cache = cache
   }
 
   async list(): Promise<ExportInfo[]> {

@@ -72,7 +72,7 @@ async function checkDisk(directory: string, cvd: string, label: string, image: s
   await using home = await Home.open(directory)
   const recipe = await prepareRecipe({ cvd, policy: { label } }, home)
   const { map, partitions } = await compose(recipe, home)
-  await using device = new MapDevice(map, home.store, new ChunkCache({ bytesMax: 64 << 20 }))
+  await using device = new MapDevice(map, home.store, ChunkCache.create({ bytesMax: 64 << 20 }))
   const root = partitions.at(-1)!
   writeFileSync(image, '')
   truncateSync(image, root.byteLength)

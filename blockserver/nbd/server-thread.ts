@@ -13,7 +13,8 @@ export interface ThreadSource extends AsyncDisposable {
   readonly source: ExportSource
 }
 
-export type OpenExports = (data: unknown, log: Logger) => Promise<ThreadSource>
+/** @param thread number of the thread, which one that takes its place has again */
+export type OpenExports = (data: unknown, log: Logger, thread: number) => Promise<ThreadSource>
 
 const port = parentPort!
 const { thread, exports, limits, logLevel } = workerData as ServerThreadData
@@ -45,7 +46,7 @@ class AskedOwners implements ExportOwners {
 
 const log = pino({ level: logLevel, base: { pid: process.pid, thread } }, pino.destination({ dest: 2, sync: true }))
 const { openExports } = await import(exports.module) as { openExports: OpenExports }
-const opened = await openExports(exports.data, log)
+const opened = await openExports(exports.data, log, thread)
 const owners = new AskedOwners()
 const host = new ConnectionHost({
   provider: new SharedExports(opened.source, owners),

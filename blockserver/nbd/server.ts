@@ -15,7 +15,7 @@ import type { ThreadExports } from './thread-messages.ts'
 import { ThreadPool } from './thread-pool.ts'
 
 /** Connections are served in this thread, from exports of this thread, or in threads that open exports by themselves. */
-export type ServedFrom = { provider: ExportProvider } | { threads: number; exports: ThreadExports }
+export type ServedFrom = { provider: ExportProvider } | { threads: number; exports: ThreadExports; threadEnded?: (thread: number) => void }
 
 export type NbdServerOptions = ServedFrom & {
   /** What is not given is as in NBD_LIMITS. */
@@ -73,8 +73,8 @@ export class NbdServer implements AsyncDisposable {
       const moved = () => { throw new Error('there is no other thread') }
       this.#served = new ConnectionHost({ provider: options.provider, limits, log, ended, moved })
     } else {
-      const { threads: count, exports } = options
-      this.#served = new ThreadPool({ count, exports, limits: { ...limits, sharedBytesMax: Math.max(limits.requestBytesMax, limits.sharedBytesMax / count) }, log, ended })
+      const { threads: count, exports, threadEnded } = options
+      this.#served = new ThreadPool({ count, exports, limits: { ...limits, sharedBytesMax: Math.max(limits.requestBytesMax, limits.sharedBytesMax / count) }, log, ended, threadEnded })
     }
   }
 

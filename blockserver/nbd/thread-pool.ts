@@ -23,6 +23,8 @@ export interface ThreadPoolOptions {
   log: Logger
   /** A connection has ended. */
   ended(id: number): void
+  /** A thread has ended, in whatever way; its number may be given again from now on. */
+  threadEnded?(thread: number): void
 }
 
 interface Member {
@@ -100,6 +102,7 @@ export class ThreadPool {
     for (const [name, owner] of this.#owners) if (owner === thread) this.#owners.delete(name)
     for (const id of member.connections) this.#options.ended(id)
     member.connections.clear()
+    this.#options.threadEnded?.(thread)
     if (this.#draining) return
     this.#options.log.error({ thread, status }, 'a server thread ended; its connections are lost, and another takes its place')
     // What is handed to it until then is lost, and its clients come again.

@@ -63,16 +63,27 @@ export function compress(bytes: Uint8Array, options: CodecOptions): { codec: Cod
  */
 export function decompress(codec: Codec, bytes: Uint8Array, rawBytes: number): Uint8Array {
   if (!(rawBytes >= 1 && rawBytes <= CHUNK_BYTES_MAX)) throw new VarveError('LIMIT_EXCEEDED', `a chunk of ${rawBytes} bytes; 1 .. ${CHUNK_BYTES_MAX} are allowed`)
-  if (codec === 'none') {
-    if (bytes.length === rawBytes) return bytes
-  } else if (codec === 'zstd') {
-    const target = Buffer.allocUnsafeSlow(rawBytes)
-    if (zstdDecompressInto(target, bytes)) return target
-  } else if (codec === 'lz4') {
-    const target = lz4Decompress(bytes, rawBytes)
-    if (target !== undefined) return target
+  if (codec === 'none' && bytes.length === rawBytes) return bytes
+  const target = Buffer.allocUnsafeSlow(rawBytes)
+  decompressInto(target, codec, bytes)
+  return target
+}
+
+/**
+ * As `decompress`, into memory of just the content's length.
+ * @throws VarveError FORMAT_INVALID; what is in `target` is then undefined
+ */
+export function decompressInto(target: Uint8Array, codec: Codec, bytes: Uint8Array): void {
+  if (codec === 'zstd') {
+    if (zstdDecompressInto(target, bytes)) return
+  } else {
+    const content = codec === 'none' ? bytes : lz4Decompress(bytes, target.length)
+    if (content?.length === target.length) {
+      target.set(content)
+      return
+    }
   }
-  throw new VarveError('FORMAT_INVALID', `${bytes.length} bytes are not the ${codec} form of a chunk of ${rawBytes} bytes`)
+  throw new VarveError('FORMAT_INVALID', `${bytes.length} bytes are not the ${codec} form of a chunk of ${target.length} bytes`)
 }
 
 /** The package allocates what the prefix says, so that is looked at first. */

@@ -3,12 +3,14 @@
  */
 import type { BlockMap } from '../blockmap/block-map.ts'
 import { HOLE, SPECIAL_MIN, ZERO } from '../blockmap/extent-columns.ts'
+import { digestWords } from '../chunk/chunk-table.ts'
 import { digestToHex } from '../chunk/digest.ts'
 import { VarveError } from '../errors.ts'
 import type { ChunkStore } from '../store/chunk-store.ts'
 import { checkRange } from './block-device.ts'
 import type { BlockDevice, DeviceExtent, ExtentType } from './block-device.ts'
-import { ChunkCache } from './chunk-cache.ts'
+import { ChunkTickets } from './chunk-cache.ts'
+import type { ChunkCache } from './chunk-cache.ts'
 
 /** Chunks that one read waits for at a time, so that a read over many tiny chunks is bounded in memory. */
 const CHUNKS_AWAITED_MAX = 64
@@ -20,8 +22,8 @@ export class MapDevice implements BlockDevice {
   readonly map: BlockMap
   readonly #store: ChunkStore
   readonly #cache: ChunkCache
-  /** By chunk: its key in the cache, once it was read. */
-  readonly #keys: (string | undefined)[] = []
+  readonly #digests: Uint32Array
+  readonly #tickets: ChunkTickets
   #closed = false
 
   /** Store and cache are borrowed: closing the device leaves them open. */
@@ -31,6 +33,8 @@ export class MapDevice implements BlockDevice {
     this.map = map
     this.#store = store
     this.#cache = cache
+    this.#digests = digestWords(map.chunkDigests)
+    this.#tickets = new ChunkTickets(map.chunkCount)
   }
 
   read(into: Uint8Array, offset: number): void | Promise<void> {
@@ -44,36 +48,27 @@ export class MapDevice implements BlockDevice {
     for (let index = map.indexAt(offset + done); done < into.length; index++) {
       const at = offset + done
       const length = Math.min(map.endOf(index) - at, into.length - done)
-      const ref = map.refs[index]
-      if (ref >= SPECIAL_MIN) {
+      if (map.refs[index] >= SPECIAL_MIN) {
         into.fill(0, done, done + length)
       } else {
-        const chunk = this.#chunk(ref)
-        if (!(chunk instanceof Uint8Array)) return this.#readAwaited(into, offset, done, index, chunk)
-        this.#copy(chunk, index, at, into, done, length)
+        const pending = this.#readExtent(into, done, length, index, at)
+        if (pending !== undefined) return this.#readAwaited(into, offset, done, index, pending)
       }
       done += length
     }
   }
 
   /** Goes on with extent `index`, whose chunk is awaited: asks for the chunks that follow it before it waits. */
-  async #readAwaited(into: Uint8Array, offset: number, done: number, index: number, first: Promise<Uint8Array>): Promise<void> {
+  async #readAwaited(into: Uint8Array, offset: number, done: number, index: number, first: Promise<void>): Promise<void> {
     const map = this.map
-    const awaited: Promise<void>[] = []
-    let chunk: Uint8Array | Promise<Uint8Array> = first
+    const awaited = [first]
     try {
-      for (;; index++) {
-        const at = offset + done
-        const length = Math.min(map.endOf(index) - at, into.length - done)
-        if (chunk instanceof Uint8Array) {
-          this.#copy(chunk, index, at, into, done, length)
-        } else {
-          const [copyIndex, copyTo] = [index, done]
-          awaited.push(chunk.then(bytes => this.#copy(bytes, copyIndex, at, into, copyTo, length)))
-        }
-        done += length
-        if (done === into.length || map.refs[index + 1] >= SPECIAL_MIN || awaited.length === CHUNKS_AWAITED_MAX) break
-        chunk = this.#chunk(map.refs[index + 1])
+      for (;;) {
+        done += Math.min(map.endOf(index) - (offset + done), into.length - done)
+        index++
+        if (done === into.length || map.refs[index] >= SPECIAL_MIN || awaited.length === CHUNKS_AWAITED_MAX) break
+        const pending = this.#readExtent(into, done, Math.min(map.endOf(index) - (offset + done), into.length - done), index, offset + done)
+        if (pending !== undefined) awaited.push(pending)
       }
       await Promise.all(awaited)
     } finally {
@@ -83,18 +78,56 @@ export class MapDevice implements BlockDevice {
     if (done < into.length) await this.#readFrom(into, offset, done)
   }
 
-  #copy(chunk: Uint8Array, index: number, at: number, into: Uint8Array, done: number, length: number): void {
-    const map = this.map
-    if (chunk.length !== map.chunkBytes[map.refs[index]]) {
-      throw new VarveError('CHUNK_CORRUPT', `chunk ${digestToHex(map.chunkDigest(map.refs[index]))} is ${chunk.length} bytes; the block map says ${map.chunkBytes[map.refs[index]]}`)
-    }
+  /** Copies `length` bytes of the chunk of an extent, those at `at` of the disk, to `to` in `into`. */
+  #readExtent(into: Uint8Array, to: number, length: number, index: number, at: number): void | Promise<void> {
+    const { map } = this
+    const chunk = map.refs[index]
     const from = map.chunkOffsets[index] + at - map.starts[index]
-    into.set(from === 0 && length === chunk.length ? chunk : chunk.subarray(from, from + length), done)
+    let entry = this.#cache.pin(this.#digests, chunk, this.#tickets)
+    if (entry < 0) {
+      const answer = this.#fetch(chunk)
+      if (answer instanceof Promise) return answer.then((bytes) => { into.set(bytes.subarray(from, from + length), to) })
+      if (answer instanceof Uint8Array) {
+        into.set(answer.subarray(from, from + length), to)
+        return
+      }
+      entry = answer
+    }
+    const position = this.#cache.positionOf(entry) + from
+    into.set(this.#cache.bytes.subarray(position, position + length), to)
+    this.#cache.unpin(entry)
   }
 
-  #chunk(chunk: number): Uint8Array | Promise<Uint8Array> {
-    const key = this.#keys[chunk] ??= ChunkCache.key(this.map.chunkDigest(chunk))
-    return this.#cache.held(key) ?? this.#cache.fetch(key, this.map.chunkDigest(chunk), this.#store)
+  /** Content of a chunk that is not in the cache: the pinned entry that it has got, or the bytes themselves. */
+  #fetch(chunk: number): number | Uint8Array | Promise<Uint8Array> {
+    const length = this.map.chunkBytes[chunk]
+    const digest = this.map.chunkDigest(chunk)
+    const asked = this.#cache.asked(digest)
+    if (asked !== undefined) return asked
+    const room = this.#cache.room(length)
+    const into = room < 0 ? undefined : this.#cache.bytes.subarray(room, room + length)
+    const answer = this.#store.get(digest, { into })
+    if (answer instanceof Promise) return this.#cache.ask(digest, answer.then((content) => this.#keep(chunk, content)))
+    this.#checkLength(chunk, answer)
+    if (into === undefined) return answer
+    if (answer !== into) into.set(answer)
+    return this.#cache.publish(this.#digests, chunk, length, this.#tickets)
+  }
+
+  /** Puts what came late into the cache, where another chunk may have got the room meanwhile. */
+  #keep(chunk: number, content: Uint8Array): Uint8Array {
+    this.#checkLength(chunk, content)
+    const room = this.#cache.room(content.length)
+    if (room >= 0) {
+      this.#cache.bytes.set(content, room)
+      this.#cache.unpin(this.#cache.publish(this.#digests, chunk, content.length, this.#tickets))
+    }
+    return content
+  }
+
+  #checkLength(chunk: number, content: Uint8Array): void {
+    if (content.length === this.map.chunkBytes[chunk]) return
+    throw new VarveError('CHUNK_CORRUPT', `chunk ${digestToHex(this.map.chunkDigest(chunk))} is ${content.length} bytes; the block map says ${this.map.chunkBytes[chunk]}`)
   }
 
   extents(offset: number, length: number, most = Infinity): DeviceExtent[] {
@@ -131,7 +164,6 @@ export class MapDevice implements BlockDevice {
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.#closed = true
-    this.#keys.length = 0
   }
 
   #check(offset: number, length: number): void {

@@ -6,6 +6,8 @@ import type { Digest } from '../chunk/digest.ts'
 
 export interface ReadOptions {
   signal?: AbortSignal
+  /** Memory of the chunk's length. A store that answers at once, and has to make the content anyway, makes it there, and returns just that. */
+  into?: Uint8Array
 }
 
 export interface ChunkStore extends AsyncDisposable {

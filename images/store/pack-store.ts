@@ -6,10 +6,10 @@ import { closeSync, existsSync, mkdirSync, openSync } from 'node:fs'
 import { dirname, join, resolve } from 'node:path'
 import { digestOf, digestToHex } from '../chunk/digest.ts'
 import type { Digest } from '../chunk/digest.ts'
-import { decompress } from '../chunk/codec.ts'
+import { decompressInto } from '../chunk/codec.ts'
 import { CHUNK_BYTES_MAX } from '../chunk/limits.ts'
 import { VarveError } from '../errors.ts'
-import type { ChunkStore } from './chunk-store.ts'
+import type { ChunkStore, ReadOptions } from './chunk-store.ts'
 import { collect } from './collect.ts'
 import type { CollectOptions, CollectReport, Reachable } from './collect.ts'
 import { Lease, StoreLock } from './lease.ts'
@@ -75,12 +75,12 @@ export class PackStore implements ChunkStore {
    * Content of a chunk, checked against its digest.
    * @throws VarveError CHUNK_MISSING, CHUNK_CORRUPT, INDEX_INVALID
    */
-  get(digest: Digest): Uint8Array {
+  get(digest: Digest, { into }: ReadOptions = {}): Uint8Array {
     for (let lookup = 0; lookup < LOOKUPS_MAX; lookup++) {
       const place = this.#index.find(digest)
       if (place === undefined) throw new VarveError('CHUNK_MISSING', `chunk ${digestToHex(digest)} is not in ${this.directory}`)
       const fd = this.#descriptor(place.pack)
-      if (fd !== undefined) return this.#read(fd, digest, place)
+      if (fd !== undefined) return this.#read(fd, digest, place, into?.length === place.raw ? into : Buffer.allocUnsafeSlow(place.raw))
     }
     throw new VarveError('CHUNK_MISSING', `chunk ${digestToHex(digest)}: its pack is missing from ${this.directory}; run 'varve verify'`)
   }
@@ -124,18 +124,21 @@ export class PackStore implements ChunkStore {
     return verify(this.directory, this.#index, options)
   }
 
-  #read(fd: number, digest: Digest, place: ChunkPlace): Uint8Array {
-    const payload = place.codec === 'none' ? Buffer.allocUnsafeSlow(place.stored) : this.#payload.subarray(0, place.stored)
-    let content
+  #read(fd: number, digest: Digest, place: ChunkPlace, into: Uint8Array): Uint8Array {
     try {
-      readFully(fd, payload, place.offset + RECORD_HEADER_BYTES)
-      content = decompress(place.codec, payload, place.raw)
+      if (place.codec === 'none' && place.stored === place.raw) {
+        readFully(fd, into, place.offset + RECORD_HEADER_BYTES)
+      } else {
+        const payload = this.#payload.subarray(0, place.stored)
+        readFully(fd, payload, place.offset + RECORD_HEADER_BYTES)
+        decompressInto(into, place.codec, payload)
+      }
     } catch (cause) {
       throw this.#corrupt(digest, place, (cause as Error).message, cause)
     }
-    const actual = digestOf(content)
+    const actual = digestOf(into)
     if (Buffer.compare(actual, digest) !== 0) throw this.#corrupt(digest, place, `content hashes to ${digestToHex(actual)}`)
-    return content
+    return into
   }
 
   #corrupt(digest: Digest, place: ChunkPlace, problem: string, cause?: unknown): VarveError {

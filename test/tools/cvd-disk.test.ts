@@ -2,11 +2,12 @@
  * The disk of a CVD beside other processes, and when a step fails: what a snapshot names stays, and what is in use is not removed.
  */
 import assert from 'node:assert/strict'
+import { randomBytes } from 'node:crypto'
 import { existsSync, mkdirSync, writeFileSync } from 'node:fs'
 import { describe, it } from 'node:test'
 import { importLayer } from '@varve/composer/import/import-layer.ts'
 import type { BlockDevice } from '@varve/images/device/block-device.ts'
-import { ChunkCache } from '@varve/images/device/chunk-cache.ts'
+import { ChunkCache, ChunkTickets } from '@varve/images/device/chunk-cache.ts'
 import { MapDevice } from '@varve/images/device/map-device.ts'
 import { isVarveError } from '@varve/images/errors.ts'
 import { Home } from '@varve/images/store/home.ts'
@@ -38,11 +39,22 @@ async function firstByte(device: BlockDevice): Promise<number> {
   return bytes[0]
 }
 
+/** Fills a cache with chunks that nobody wants, so that what it held is read from the store again. */
+function pushOutAll(cache: ChunkCache): void {
+  const chunks = cache.figures.bytesMax / 2 ** 20 * 2
+  const digests = new Uint32Array(Uint8Array.from(randomBytes(32 * chunks)).buffer)
+  const tickets = new ChunkTickets(chunks)
+  for (let chunk = 0; chunk < chunks; chunk++) {
+    assert.ok(cache.room(2 ** 20) >= 0)
+    cache.unpin(cache.publish(digests, chunk, 2 ** 20, tickets))
+  }
+}
+
 describe('CvdDisk', () => {
   it('a snapshot whose settling the catalog could not record is kept, and settled before the next one', async () => {
     using scratch = new ScratchDirectory('cvd-disk')
     await using home = await homeWithCvd(scratch)
-    const cache = new ChunkCache({ bytesMax: 1 << 20 })
+    const cache = ChunkCache.create({ bytesMax: 1 << 20 })
     const shows = async (snapshot: string) => {
       const { map } = await home.catalog.snapshot(CVD, snapshot)
       return firstByte(new MapDevice(await readMap(home, map!), home.store, cache))
@@ -56,7 +68,7 @@ describe('CvdDisk', () => {
       await assert.rejects(disk.settle(), /no space left/)
       // What the disk stands on now has no name yet.
       await home.store.collect(() => reachableChunks(home))
-      cache.clear()
+      pushOutAll(cache)
       assert.equal(await firstByte(disk.device), 1)
       home.catalog.settle = settle
       await fill(disk.device, 2)
@@ -73,7 +85,7 @@ describe('CvdDisk', () => {
   it('a name that is refused freezes nothing', async () => {
     using scratch = new ScratchDirectory('cvd-disk')
     await using home = await homeWithCvd(scratch)
-    await using disk = await CvdDisk.open(CVD, { home, cache: new ChunkCache({ bytesMax: 1 << 20 }) })
+    await using disk = await CvdDisk.open(CVD, { home, cache: ChunkCache.create({ bytesMax: 1 << 20 }) })
     await assert.rejects(disk.snapshot('../one'), (error) => isVarveError(error, 'NAME_INVALID'))
     assert.equal((disk.device as CvdDisk['device'] & { topGeneration: number }).topGeneration, 1)
   })
@@ -81,7 +93,7 @@ describe('CvdDisk', () => {
   it('an overlay that is made while left ones are removed stays', async () => {
     using scratch = new ScratchDirectory('cvd-disk')
     await using home = await homeWithCvd(scratch)
-    const cache = new ChunkCache({ bytesMax: 1 << 20 })
+    const cache = ChunkCache.create({ bytesMax: 1 << 20 })
     const left = home.overlayDirectory('gone', 1)
     mkdirSync(left, { recursive: true })
     const overlays = home.catalog.overlays.bind(home.catalog)

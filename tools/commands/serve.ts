@@ -6,7 +6,8 @@ import { InvalidArgumentError, Option } from 'commander'
 import type { Command } from 'commander'
 import { pino } from 'pino'
 import { NbdServer } from '@varve/blockserver/nbd/server.ts'
-import { HomeExports } from '../exports.ts'
+import { ChunkCache } from '@varve/images/device/chunk-cache.ts'
+import { CACHE_BYTES_MAX, HomeExports } from '../exports.ts'
 import { action } from '../invocation.ts'
 import { exportsOfHome } from '../served-exports.ts'
 
@@ -21,8 +22,13 @@ export function addServeCommand(program: Command): void {
     .action(action(async (invocation, options: { nbd: string[]; threads: number; logLevel: string }) => {
       await using home = await invocation.openHome()
       const log = pino({ level: options.logLevel }, pino.destination({ dest: 2, sync: true }))
-      await using server = await NbdServer.listen(options.nbd, { threads: options.threads, exports: exportsOfHome(home.directory), log })
-      const names = (await new HomeExports(home, log).list()).map(({ name }) => name)
+      const { threads } = options
+      // The last one is this thread.
+      const cache = ChunkCache.create({ bytesMax: CACHE_BYTES_MAX, threads: threads + 1 })
+      await using server = await NbdServer.listen(options.nbd, {
+        threads, exports: exportsOfHome(home.directory, cache), threadEnded: (thread) => cache.threadEnded(thread), log,
+      })
+      const names = (await new HomeExports(home, log, cache).list()).map(({ name }) => name)
       invocation.result({ nbd: server.addresses, exports: names, pid: process.pid }, `serving ${names.length} exports on ${server.addresses.join(', ')}\n${names.map((name) => `  ${name}`).join('\n')}`)
       await new Promise<void>((resolve) => {
         if (invocation.signal.aborted) resolve()

@@ -49,7 +49,7 @@ async function createSnapshot(home: Home, cvdName: string, name: string, signal:
     const answer = await requestSnapshot(home, await home.catalog.cvd(cvdName), name, signal)
     if (answer !== undefined) return answer
     try {
-      await using disk = await CvdDisk.open(cvdName, { home, cache: new ChunkCache({ bytesMax: CACHE_BYTES_MAX }), signal })
+      await using disk = await CvdDisk.open(cvdName, { home, cache: ChunkCache.create({ bytesMax: CACHE_BYTES_MAX }), signal })
       await disk.snapshot(name)
       await disk.settle(signal)
       return snapshotDocument(await home.catalog.snapshot(cvdName, name))

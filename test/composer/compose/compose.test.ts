@@ -163,7 +163,7 @@ test('a disk of fifty layers has the extents of a disk of one, and a whole read 
       writer: (options) => store.writer(options),
       [Symbol.asyncDispose]: async () => {},
     }
-    const device = new MapDevice(map, counting, new ChunkCache({ bytesMax: 64 * MIB }))
+    const device = new MapDevice(map, counting, ChunkCache.create({ bytesMax: 64 * MIB }))
     for (let at = 0; at < map.sizeBytes; at += MIB) await device.read(Buffer.alloc(Math.min(MIB, map.sizeBytes - at)), at)
     costs.push({ extents: map.starts.length, reads })
   }

@@ -11,7 +11,7 @@ import type { ChunkStore } from '@varve/images/store/chunk-store.ts'
 const BUFFER_BYTES = 1 << 20
 
 export async function writeRawDisk(composition: Composition, store: ChunkStore, path: string): Promise<void> {
-  await using device = new MapDevice(composition.map, store, new ChunkCache({ bytesMax: 64 << 20 }))
+  await using device = new MapDevice(composition.map, store, ChunkCache.create({ bytesMax: 64 << 20 }))
   const file = openSync(path, 'w')
   const buffer = new Uint8Array(BUFFER_BYTES)
   ftruncateSync(file, device.sizeBytes)

@@ -15,13 +15,13 @@ const random = new Random(testSeed())
 
 deviceConformance('MapDevice', async content => {
   const { map, store } = await mapDisk(content, random)
-  const device = new MapDevice(map, store, new ChunkCache({ bytesMax: 100_000 }))
+  const device = new MapDevice(map, store, ChunkCache.create({ bytesMax: 100_000 }))
   return { device, [Symbol.asyncDispose]: () => device[Symbol.asyncDispose]() }
 })
 
 deviceConformance('MapDevice over a store that answers late', async content => {
   const { map, store } = await mapDisk(content, random)
-  const device = new MapDevice(map, new DelayedStore(store, random), new ChunkCache({ bytesMax: 100_000 }))
+  const device = new MapDevice(map, new DelayedStore(store, random), ChunkCache.create({ bytesMax: 100_000 }))
   return { device, [Symbol.asyncDispose]: () => device[Symbol.asyncDispose]() }
 })
 
@@ -33,7 +33,7 @@ async function oneChunkDisk(bytes: number, said = bytes): Promise<{ device: MapD
   await writer.commit()
   const builder = new BlockMapBuilder(said)
   builder.data(0, said, builder.addChunk(digest, said), 0)
-  const cache = new ChunkCache({ bytesMax: 1 << 20 })
+  const cache = ChunkCache.create({ bytesMax: 1 << 20 })
   const store = new DelayedStore(memory, random)
   return { device: new MapDevice(builder.build(), store, cache), cache, store }
 }
@@ -48,7 +48,7 @@ describe('MapDevice', () => {
     const builder = new BlockMapBuilder(300)
     builder.data(100, 100, builder.addChunk(digestOf(Buffer.from('missing')), 100), 0)
     for (const store of [new MemoryStore(), new DelayedStore(new MemoryStore(), random)]) {
-      const device = new MapDevice(builder.build(), store, new ChunkCache({ bytesMax: 1 << 20 }))
+      const device = new MapDevice(builder.build(), store, ChunkCache.create({ bytesMax: 1 << 20 }))
       for (let round = 0; round < 2; round++) await assert.rejects(async () => device.read(Buffer.alloc(300), 0), { code: 'CHUNK_MISSING' })
       await device.read(Buffer.alloc(100), 0)
     }
@@ -56,7 +56,7 @@ describe('MapDevice', () => {
 
   test('a read from a store at hand completes at once', async () => {
     const { map, store } = await mapDisk(Buffer.alloc(100_000, 1), random)
-    assert.equal(new MapDevice(map, store, new ChunkCache({ bytesMax: 1 << 20 })).read(Buffer.alloc(100_000), 0), undefined)
+    assert.equal(new MapDevice(map, store, ChunkCache.create({ bytesMax: 1 << 20 })).read(Buffer.alloc(100_000), 0), undefined)
   })
 
   test('reads that need one chunk at the same time ask for it once, and later ones not at all', async () => {
@@ -69,26 +69,6 @@ describe('MapDevice', () => {
 
   test('a partial map is not a disk', () => {
     const map = new BlockMapBuilder(100, { unmentioned: BELOW }).build()
-    assert.throws(() => new MapDevice(map, new MemoryStore(), new ChunkCache({ bytesMax: 1 })), RangeError)
-  })
-})
-
-describe('ChunkCache', () => {
-  test('holds no more bytes than it may, however small the chunks and however large the buffers that they came in', async () => {
-    const memory = new MemoryStore()
-    const writer = memory.writer()
-    const digests = Array.from({ length: 500 }, (_, index) => writer.put(Buffer.from(`chunk ${index}`)))
-    digests.push(writer.put(Buffer.alloc(200_000, 1)))
-    await writer.commit()
-    const cache = new ChunkCache({ bytesMax: 50_000 })
-    const page = new ArrayBuffer(1 << 20)
-    const store = { ...memory, get: (digest: Uint8Array) => { const chunk = memory.get(digest); new Uint8Array(page).set(chunk); return new Uint8Array(page, 0, chunk.length) } } as unknown as MemoryStore
-    for (const digest of digests) {
-      const chunk = cache.fetch(ChunkCache.key(digest), digest, store)
-      assert.ok(!(chunk instanceof Promise))
-      assert.ok(cache.figures.bytes <= 50_000)
-      if (chunk.length < 100) assert.notEqual(chunk.buffer, page)
-    }
-    assert.ok(cache.figures.chunks > 100)
+    assert.throws(() => new MapDevice(map, new MemoryStore(), ChunkCache.create({ bytesMax: 1 })), RangeError)
   })
 })

@@ -51,7 +51,7 @@ class History {
 
   options(map: BlockMap, files = this.files): { directory: string; lower: BlockDevice; lowerDigest: Uint8Array; files: PowerCutFiles } {
     const store = this.#random.chance(0.5) ? this.#store : new DelayedStore(this.#store, this.#random)
-    return { directory: DIRECTORY, lower: new MapDevice(map, store, new ChunkCache({ bytesMax: 1 << 20 })), lowerDigest: digestOf(map.encode()), files }
+    return { directory: DIRECTORY, lower: new MapDevice(map, store, ChunkCache.create({ bytesMax: 1 << 20 })), lowerDigest: digestOf(map.encode()), files }
   }
 
   /** Runs some calls at a time until all have been answered. */

@@ -48,7 +48,7 @@ class Disk implements AsyncDisposable {
 
   lower(map = this.map): { lower: BlockDevice; lowerDigest: Uint8Array; directory: string; files: OverlayFiles } {
     const store = this.#late === undefined ? this.store : new DelayedStore(this.store, this.#late)
-    return { lower: new MapDevice(map, store, new ChunkCache({ bytesMax: 50_000 })), lowerDigest: digestOf(map.encode()), directory: this.path, files: this.#files }
+    return { lower: new MapDevice(map, store, ChunkCache.create({ bytesMax: 50_000 })), lowerDigest: digestOf(map.encode()), directory: this.path, files: this.#files }
   }
 
   async open(): Promise<void> {
@@ -238,7 +238,7 @@ describe('settling', () => {
         await disk.stack.write(Buffer.alloc(4096, 5), 0)
         const [settled] = disk.stack.frozenGenerations()
         const map = await disk.settle()
-        assert.ok((await contentOf(new MapDevice(map, disk.store, new ChunkCache({ bytesMax: 1 << 20 })))).equals(frozen.get(settled)!))
+        assert.ok((await contentOf(new MapDevice(map, disk.store, ChunkCache.create({ bytesMax: 1 << 20 })))).equals(frozen.get(settled)!))
         content.fill(5, 0, 4096)
         assert.ok((await contentOf(disk.stack)).equals(content))
         await disk.reopen()
