@@ -1,32 +1,37 @@
 /**
- * Busy loop: connections on which requests follow each other closely are read by the thread itself, which waits in poll(2) and not in the
- * event loop: a request then costs neither its turn nor its bookkeeping. The event loop has a turn every millisecond, and gets the connections
- * back when they fall silent.
+ * Busy loop: connections on which requests follow each other closely are served by the thread itself, which waits in poll(2) and not in the
+ * event loop: a request then costs neither its turn nor its bookkeeping. The event loop is waited for too, has its turn when something happens
+ * in it and at least each millisecond, and gets the connections back when they fall silent.
  */
-import { PollSet } from './socket-calls.ts'
+import { readFileSync, readdirSync, readlinkSync } from 'node:fs'
+import { POLLIN, PollSet } from './socket-calls.ts'
 
-/** Connections of one thread that are read in this way at one time; others are read by the event loop. */
+/** Connections of one thread that are served in this way at one time; others are served by the event loop. */
 const MEMBERS_MAX = 64
-/** How long the event loop waits for its turn while connections are busy; and as long must they be silent to be given back. */
+/** How long the event loop waits at most for its turn: it may have timers. */
 const TURN_MS = 1
-/** The same while something else is under way in this thread, which the event loop will tell of. */
-const SHARED_TURN_MS = 0.1
+/** A connection that is silent for so long is given back. */
+const SILENT_MS = 50
 
 /** A connection as the loop sees it. */
 export interface BusyMember {
   readonly fd: number
-  /** Takes what is there. @returns false if the loop is to let go of the connection */
-  receiveNow(): boolean
-  /** The event loop reads the connection again. */
+  /** Something was seen: POLLIN, POLLOUT, an end or a failure. @returns false if the loop is to let go of the connection */
+  ready(events: number): boolean
+  /** The loop has let go of the connection. */
   givenBack(): void
 }
 
 export class BusyLoop {
   readonly #members: BusyMember[] = []
-  readonly #poll = new PollSet(MEMBERS_MAX)
+  /** When something was last seen of each, ms. */
+  readonly #seenMs: number[] = []
+  /** The members' sockets; behind them, while the loop runs, the event loop. */
+  readonly #poll = new PollSet(MEMBERS_MAX + 1)
+  /** Descriptor by which the event loop of this thread waits: undefined until it is looked for, -1 if it was not found. */
+  #eventLoopFd: number | undefined
+  #nowMs = 0
   #scheduled: NodeJS.Immediate | undefined
-  /** Requests that the event loop will complete, on any connection of the thread. */
-  pendingRequests = 0
 
   readonly #turn = () => {
     this.#scheduled = undefined
@@ -34,47 +39,100 @@ export class BusyLoop {
     if (this.#members.length > 0) this.#scheduled = setImmediate(this.#turn)
   }
 
-  /** @returns false if the loop has no room: the event loop keeps the connection */
-  take(member: BusyMember): boolean {
-    if (this.#members.length === MEMBERS_MAX) return false
+  /** @param member that the event loop has served until now @param events that are waited for @returns false if the loop has no room: the event loop keeps the connection */
+  take(member: BusyMember, events: number): boolean {
+    this.#eventLoopFd ??= eventLoopOf(member.fd)
+    if (this.#members.length === MEMBERS_MAX || this.#eventLoopFd < 0) return false
+    this.#nowMs = performance.now()
     this.#members.push(member)
-    this.#poll.add(member.fd)
+    this.#seenMs.push(this.#nowMs)
+    this.#poll.add(member.fd, events)
     this.#scheduled ??= setImmediate(this.#turn)
     return true
   }
 
-  /** Lets go of a connection, if it has it; it is for the caller to read it in another way. */
+  /** Other events are waited for from now on. */
+  change(member: BusyMember, events: number): void {
+    this.#poll.change(this.#members.indexOf(member), events)
+  }
+
+  /** Lets go of a connection, if it has it, without a word. */
   drop(member: BusyMember): void {
     const index = this.#members.indexOf(member)
     if (index < 0) return
     this.#poll.remove(index)
     const last = this.#members.pop()!
-    if (last !== member) this.#members[index] = last
+    const lastSeenMs = this.#seenMs.pop()!
+    if (last === member) return
+    this.#members[index] = last
+    this.#seenMs[index] = lastSeenMs
   }
 
   #run(): void {
-    const until = performance.now() + (this.pendingRequests > 0 ? SHARED_TURN_MS : TURN_MS)
-    while (this.#members.length > 0) {
-      const ready = this.#poll.wait(this.pendingRequests > 0 ? 0 : TURN_MS)
-      if (ready === 0) {
-        this.#giveBackAll()
-        return
-      }
-      // From the last one: whoever leaves has its place taken by one that had its turn.
-      for (let index = this.#members.length - 1; index >= 0; index--) {
-        // Whoever receives may end others.
-        const member = this.#members.at(index)
-        if (member === undefined || !this.#poll.isReady(index) || member.receiveNow()) continue
-        this.drop(member)
-        member.givenBack()
-      }
-      if (performance.now() >= until) return
+    this.#nowMs = performance.now()
+    const untilMs = this.#nowMs + TURN_MS
+    while (this.#members.length > 0 && this.#nowMs < untilMs) {
+      const count = this.#members.length
+      this.#poll.add(this.#eventLoopFd!, POLLIN)
+      const ready = this.#poll.wait(TURN_MS)
+      const wanted = this.#poll.seen(count) !== 0
+      this.#poll.remove(count)
+      this.#nowMs = performance.now()
+      if (ready > 0) this.#serve()
+      if (wanted) break
+    }
+    this.#giveBackSilent()
+  }
+
+  /** From the last one: whoever leaves has its place taken by one that had its turn. */
+  #serve(): void {
+    for (let index = this.#members.length - 1; index >= 0; index--) {
+      const events = this.#poll.seen(index)
+      if (events === 0) continue
+      // Whoever is served may end others.
+      const member = this.#members.at(index)
+      if (member === undefined) continue
+      this.#seenMs[index] = this.#nowMs
+      if (!member.ready(events)) this.#giveBack(member)
     }
   }
 
-  #giveBackAll(): void {
-    const members = this.#members.splice(0)
-    while (this.#poll.count > 0) this.#poll.remove(this.#poll.count - 1)
-    for (const member of members) member.givenBack()
+  #giveBackSilent(): void {
+    for (let index = this.#members.length - 1; index >= 0; index--) {
+      if (index < this.#members.length && this.#nowMs - this.#seenMs[index] > SILENT_MS) this.#giveBack(this.#members[index])
+    }
   }
+
+  #giveBack(member: BusyMember): void {
+    this.drop(member)
+    member.givenBack()
+  }
+}
+
+/**
+ * The descriptor of the event loop that serves a socket: the epoll(7) instance that has it. So poll(2) wakes for what the event loop waits for.
+ * @returns -1 if there is none, or it cannot be told
+ */
+function eventLoopOf(socketFd: number): number {
+  try {
+    for (const fd of readdirSync('/proc/self/fd')) {
+      if (linkOf(fd) === 'anon_inode:[eventpoll]' && hasSocket(fd, socketFd)) return Number(fd)
+    }
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === undefined) throw error
+  }
+  return -1
+}
+
+function linkOf(fd: string): string {
+  try {
+    return readlinkSync(`/proc/self/fd/${fd}`)
+  } catch {
+    return ''
+  }
+}
+
+/** Lines of proc(5), fdinfo of an epoll descriptor: `tfd: 12 events: ...` */
+function hasSocket(epollFd: string, socketFd: number): boolean {
+  return new RegExp(`^tfd:\\s+${socketFd}\\s`, 'm').test(readFileSync(`/proc/self/fdinfo/${epollFd}`, 'utf8'))
 }

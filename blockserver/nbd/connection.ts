@@ -128,11 +128,10 @@ export class Connection {
   }
 
   #transmit({ served, structured, allocation }: Negotiated): Promise<void> {
-    const { limits, slabs, budget, metrics, loop } = this.#context
+    const { limits, slabs, budget, metrics } = this.#context
     return new Promise<void>((resolve) => {
       const transmission = new Transmission({
         served, structured, allocation, limits, slabs, budget, metrics,
-        busy: loop.busy,
         transport: this.#transport,
         cut: (reason) => this.#log.warn({ reason, export: served.name }, 'connection closed'),
         failed: (error, request) => this.#log.error({ err: error, export: served.name, request }, 'a request failed'),

@@ -59,7 +59,7 @@ export class HandshakeStream {
   /** Completes when the kernel has taken the bytes, so that a peer that does not read is not answered further. @throws StreamEnded */
   async write(bytes: Buffer): Promise<void> {
     if (this.#ended !== undefined) throw this.#ended
-    await new Promise<void>((resolve) => { if (this.#transport.write([bytes], resolve)) resolve() })
+    await new Promise<void>((sent) => { if (this.#transport.write({ parts: [bytes], detach: () => undefined, sent })) sent() })
   }
 
   /** What waits unread: it belongs to the next phase. Nothing is read here any more. */

@@ -12,6 +12,8 @@ import type { SlabPool } from './slab.ts'
 
 /** For shorter reads a look at the extents costs more than sending zeroes. */
 export const HOLE_READ_BYTES_MIN = 32 * 1024
+/** A read of so much is sent from the device's own memory, where the device can show it. */
+const VIEW_BYTES_MIN = 32 * 1024
 /** A shorter run of zeroes is sent as data. */
 const HOLE_BYTES_MIN = 4096
 /** Extents that are looked at for one read; what is behind them is sent as data. */
@@ -34,9 +36,15 @@ interface Part {
 /** A simple reply, or a structured one of one data chunk. @param length bytes, at least 1 */
 export function readWhole(place: ReplyPlace, structured: boolean, offset: number, length: number, cookie: Cookie): void | Promise<void> {
   const headerBytes = structured ? OFFSET_DATA_HEADER_BYTES : SIMPLE_REPLY_BYTES
-  const { slab, from, to } = place.slabs.cut(headerBytes + length)
+  const view = length >= VIEW_BYTES_MIN && place.replies.takesViews ? place.device.view?.(offset, length) : undefined
+  const { slab, from, to } = place.slabs.cut(view === undefined ? headerBytes + length : headerBytes)
   if (structured) writeDataHeader(slab.bytes, from, NBD_REPLY_FLAG_DONE, cookie, offset, length)
   else writeSimpleHeader(slab.bytes, from, 0, cookie)
+  if (view !== undefined) {
+    place.replies.append(slab, from, to, 0)
+    place.replies.appendView(view)
+    return
+  }
   let pending: void | Promise<void>
   try {
     pending = place.device.read(slab.bytes.subarray(from + headerBytes, to), offset)

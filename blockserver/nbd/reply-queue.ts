@@ -6,21 +6,17 @@ import {
   CHUNK_HEADER_BYTES, NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_ERROR, NBD_REPLY_TYPE_ERROR_OFFSET, NBD_SIMPLE_REPLY_MAGIC, NBD_STRUCTURED_REPLY_MAGIC,
   SIMPLE_REPLY_BYTES, writeUint16, writeUint32, writeUint64,
 } from './protocol.ts'
+import type { DeviceView } from '@varve/images/device/block-device.ts'
 import type { Slab, SlabPool } from './slab.ts'
-import type { Transport } from './transport.ts'
+import type { Outgoing, Transport } from './transport.ts'
 
-/** Neighbouring replies in one slab. */
+/** Neighbouring replies in one slab; or memory of the device. */
 interface Piece {
-  slab: Slab
+  bytes: Uint8Array
   from: number
   to: number
+  slab: Slab | undefined
   regions: number
-}
-
-interface Batch {
-  pieces: Piece[]
-  bytes: number
-  requests: number
 }
 
 /** Identifies a request to its client: 64 bits that the server only copies. */
@@ -29,24 +25,65 @@ export interface Cookie {
   cookieLow: number
 }
 
+/** What is written at once. */
+class Batch implements Outgoing {
+  parts: Uint8Array[]
+  readonly pieces: Piece[]
+  readonly bytes: number
+  readonly requests: number
+  #views: DeviceView[]
+  readonly #done: (batch: Batch) => void
+
+  constructor(gathered: { pieces: Piece[]; bytes: number; requests: number; views: DeviceView[] }, done: (batch: Batch) => void) {
+    this.pieces = gathered.pieces
+    this.bytes = gathered.bytes
+    this.requests = gathered.requests
+    this.parts = gathered.pieces.map(({ bytes, from, to }) => from === 0 && to === bytes.length ? bytes : bytes.subarray(from, to))
+    this.#views = gathered.views
+    this.#done = done
+  }
+
+  /** The device's memory is for all of its readers. */
+  detach(): void {
+    if (this.#views.length === 0) return
+    this.parts = this.pieces.map(({ bytes, slab }, index) => slab === undefined ? Buffer.from(bytes) : this.parts[index])
+    this.release()
+  }
+
+  release(): void {
+    for (const view of this.#views) view.release()
+    this.#views = []
+  }
+
+  sent(): void {
+    this.#done(this)
+  }
+}
+
 export class ReplyQueue {
   readonly #slabs: SlabPool
   readonly #transport: Transport
   readonly #freed: (requests: number) => void
   #pieces: Piece[] = []
+  #views: DeviceView[] = []
   #gatheredBytes = 0
   #gatheredRequests = 0
   /** Batches that the kernel has not taken whole. */
-  readonly #writing: Batch[] = []
+  readonly #writing = new Set<Batch>()
   #unsentBytes = 0
   #discarded = false
-  readonly #onSent = () => this.#sent()
+  readonly #onSent = (batch: Batch) => this.#sent(batch)
 
   /** @param freed called when replies are with the kernel: requests that no longer count as in flight */
   constructor(slabs: SlabPool, transport: Transport, freed: (requests: number) => void) {
     this.#slabs = slabs
     this.#transport = transport
     this.#freed = freed
+  }
+
+  /** True if a view is released soon. */
+  get takesViews(): boolean {
+    return this.#transport.isPrompt
   }
 
   /** Bytes gathered and not yet handed to the transport. */
@@ -70,9 +107,24 @@ export class ReplyQueue {
     if (last !== undefined && last.slab === slab && last.to === from) {
       last.to = to
       last.regions++
-    } else this.#pieces.push({ slab, from, to, regions: 1 })
+    } else this.#pieces.push({ bytes: slab.bytes, from, to, slab, regions: 1 })
     this.#gatheredBytes += to - from
     this.#gatheredRequests += requests
+  }
+
+  /** Appends what a view shows, as the last part of a reply; the queue releases it. */
+  appendView(view: DeviceView): void {
+    if (this.#discarded) {
+      view.release()
+      this.#freed(1)
+      return
+    }
+    for (const bytes of view.parts) {
+      this.#pieces.push({ bytes, from: 0, to: bytes.length, slab: undefined, regions: 0 })
+      this.#gatheredBytes += bytes.length
+    }
+    this.#views.push(view)
+    this.#gatheredRequests++
   }
 
   simpleReply(cookie: Cookie, error: number): void {
@@ -99,33 +151,38 @@ export class ReplyQueue {
   /** Writes all that was gathered. */
   flush(): void {
     if (this.#gatheredBytes === 0) return
-    const pieces = this.#pieces
-    const batch: Batch = { pieces, bytes: this.#gatheredBytes, requests: this.#gatheredRequests }
-    this.#pieces = []
-    this.#gatheredBytes = 0
-    this.#gatheredRequests = 0
+    const batch = this.#take()
     this.#unsentBytes += batch.bytes
-    if (this.#transport.write(pieces.map(({ slab, from, to }) => slab.bytes.subarray(from, to)), this.#onSent)) this.#free(batch)
-    else this.#writing.push(batch)
+    if (this.#transport.write(batch)) this.#free(batch)
+    else this.#writing.add(batch)
   }
 
   /** Gives all memory back, and that of all that comes. For a connection that is closed. */
   discard(): void {
     this.#discarded = true
-    for (const batch of this.#writing.splice(0)) this.#free(batch)
-    this.#free({ pieces: this.#pieces, bytes: 0, requests: this.#gatheredRequests })
-    this.#pieces = []
-    this.#gatheredBytes = 0
-    this.#gatheredRequests = 0
+    for (const batch of this.#writing) this.#free(batch)
+    this.#writing.clear()
+    const batch = this.#take()
+    this.#unsentBytes += batch.bytes
+    this.#free(batch)
   }
 
-  #sent(): void {
-    const batch = this.#writing.shift()
-    if (batch !== undefined) this.#free(batch)
+  #take(): Batch {
+    const batch = new Batch({ pieces: this.#pieces, bytes: this.#gatheredBytes, requests: this.#gatheredRequests, views: this.#views }, this.#onSent)
+    this.#pieces = []
+    this.#views = []
+    this.#gatheredBytes = 0
+    this.#gatheredRequests = 0
+    return batch
+  }
+
+  #sent(batch: Batch): void {
+    if (this.#writing.delete(batch)) this.#free(batch)
   }
 
   #free(batch: Batch): void {
-    for (const { slab, regions } of batch.pieces) this.#slabs.release(slab, regions)
+    batch.release()
+    for (const { slab, regions } of batch.pieces) if (slab !== undefined) this.#slabs.release(slab, regions)
     this.#unsentBytes -= batch.bytes
     this.#freed(batch.requests)
   }

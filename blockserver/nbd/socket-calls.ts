@@ -8,7 +8,7 @@ import { VarveError } from '@varve/images/errors.ts'
 const libc = load()
 const recv = libc.func('int64_t recv(int fd, _Out_ void *bytes, size_t length, int flags)')
 const send = libc.func('int64_t send(int fd, const void *bytes, size_t length, int flags)')
-const writev = libc.func('int64_t writev(int fd, const void *parts, int count)')
+const sendmsg = libc.func('int64_t sendmsg(int fd, const void *message, int flags)')
 const poll = libc.func('int poll(void *descriptors, unsigned long count, int timeoutMs)')
 const fcntl = libc.func('int fcntl(int fd, int command, int argument)')
 const { EAGAIN, EINTR } = koffi.os.errno
@@ -16,11 +16,18 @@ const { EAGAIN, EINTR } = koffi.os.errno
 const MSG_DONTWAIT = 0x40
 const MSG_NOSIGNAL = 0x4000
 const F_DUPFD_CLOEXEC = 1030
-const POLLIN = 1
+
+/** Events of poll(2). */
+export const POLLIN = 1
+export const POLLOUT = 4
+
 /** Parts that one call takes; IOV_MAX of Linux is 1024. */
 const PARTS_MAX = 256
 /** struct iovec: address and length, 64 bits each, as pairs of 32 bits. Little-endian, as all machines that Varve runs on. */
 const vector = new Uint32Array(4 * PARTS_MAX)
+/** struct msghdr of 64-bit machines: at 16 the address of the vector, at 24 the number of its parts. */
+const message = new Uint32Array(14)
+setAddress(message, 4, vector)
 
 function load() {
   try {
@@ -30,24 +37,37 @@ function load() {
   }
 }
 
-/** What is there of a socket's bytes, at most `into.length`. @returns bytes; 0 if the peer has ended or failed the connection; -1 if nothing is there now */
+/** What is there of a socket's bytes, at most `into.length`. @returns bytes; 0 if the peer has ended or the connection failed; -1 if nothing is there now */
 export function receiveNow(fd: number, into: Uint8Array): number {
   const bytes = Number(recv(fd, into, into.length, MSG_DONTWAIT))
-  return bytes >= 0 ? bytes : isLater(koffi.errno()) ? -1 : 0
+  return bytes >= 0 ? bytes : isLater() ? -1 : 0
 }
 
-/** Sends what the kernel takes now, of `parts` in order. @returns bytes; what is left, an error too, is for a stream that waits */
+/** Sends what the kernel takes now, of `parts` in order. @returns bytes; -1 if the connection failed, which a stream will find again */
 export function sendNow(fd: number, parts: readonly Uint8Array[]): number {
-  if (parts.length === 1) return Math.max(0, Number(send(fd, parts[0], parts[0].length, MSG_DONTWAIT | MSG_NOSIGNAL)))
+  const bytes = Number(parts.length === 1 ? send(fd, parts[0], parts[0].length, MSG_DONTWAIT | MSG_NOSIGNAL) : sendParts(fd, parts))
+  return bytes >= 0 ? bytes : isLater() ? 0 : -1
+}
+
+function sendParts(fd: number, parts: readonly Uint8Array[]): number | bigint {
   const count = Math.min(parts.length, PARTS_MAX)
   for (let index = 0; index < count; index++) {
-    const address = Number(koffi.address(parts[index]))
-    vector[4 * index] = address
-    vector[4 * index + 1] = address / 0x1_0000_0000
+    setAddress(vector, 4 * index, parts[index])
     vector[4 * index + 2] = parts[index].length
-    vector[4 * index + 3] = 0
   }
-  return Math.max(0, Number(writev(fd, vector, count)))
+  message[6] = count
+  return sendmsg(fd, message, MSG_DONTWAIT | MSG_NOSIGNAL) as number | bigint
+}
+
+function setAddress(words: Uint32Array, at: number, bytes: NodeJS.TypedArray): void {
+  const address = Number(koffi.address(bytes))
+  words[at] = address
+  words[at + 1] = address / 0x1_0000_0000
+}
+
+function isLater(): boolean {
+  const errno = koffi.errno()
+  return errno === EAGAIN || errno === EINTR
 }
 
 /** Another descriptor of the same socket, which is open as long as one of them is. */
@@ -67,35 +87,36 @@ export class PollSet {
     this.#entries = new Int32Array(2 * socketsMax)
   }
 
-  get count(): number {
-    return this.#count
+  /** Adds a socket as the last one. @param events POLLIN, POLLOUT */
+  add(fd: number, events: number): void {
+    this.#entries[2 * this.#count] = fd
+    this.#entries[2 * this.#count + 1] = events
+    this.#count++
   }
 
-  /** Adds a socket as the last one. */
-  add(fd: number): void {
-    this.#entries[2 * this.#count] = fd
-    this.#entries[2 * this.#count + 1] = POLLIN
-    this.#count++
+  /** Other events are waited for from now on. */
+  change(index: number, events: number): void {
+    this.#entries[2 * index + 1] = events
   }
 
   /** Takes one out; the last one takes its place. */
   remove(index: number): void {
     this.#count--
     this.#entries[2 * index] = this.#entries[2 * this.#count]
+    this.#entries[2 * index + 1] = this.#entries[2 * this.#count + 1]
   }
 
-  /** Waits until some of the sockets have bytes, or an end, for the thread to take. @returns how many; 0 when the time is up */
+  clear(): void {
+    this.#count = 0
+  }
+
+  /** Waits until something happened that was asked for, an end or failure of a connection counted. @returns on how many sockets; 0 when the time is up */
   wait(timeoutMs: number): number {
-    for (let index = 0; index < this.#count; index++) this.#entries[2 * index + 1] = POLLIN
     return Math.max(0, Number(poll(this.#entries, this.#count, timeoutMs)))
   }
 
-  /** True if the last `wait` saw something of this socket. */
-  isReady(index: number): boolean {
-    return this.#entries[2 * index + 1] >>> 16 !== 0
+  /** What the last `wait` saw of a socket. Other than POLLIN and POLLOUT: an end or failure. */
+  seen(index: number): number {
+    return this.#entries[2 * index + 1] >>> 16
   }
-}
-
-function isLater(errno: number): boolean {
-  return errno === EAGAIN || errno === EINTR
 }

@@ -3,7 +3,6 @@
  * All requests of one read are taken up before anything is written. What the device completes at once costs no promise and no turn.
  */
 import { setImmediate as nextTurn } from 'node:timers/promises'
-import type { BusyLoop } from './busy-loop.ts'
 import type { ServedExport } from './export.ts'
 import type { NbdLimits } from './limits.ts'
 import type { BudgetUser, MemoryBudget } from './memory-budget.ts'
@@ -21,7 +20,7 @@ import type { Region, SlabPool } from './slab.ts'
 import type { Transport } from './transport.ts'
 
 /** Replies are handed to the kernel when so many bytes are gathered, so that the client starts on them while the rest is made. */
-const FLUSH_BYTES = 256 * 1024
+const FLUSH_BYTES = 64 * 1024
 /** Payload that one connection may move before others have their turn. */
 const TURN_BYTES_MAX = 8 * 1024 * 1024
 /** What a request counts for in a turn besides its payload, bytes. */
@@ -40,8 +39,6 @@ export interface TransmissionOptions {
   slabs: SlabPool
   budget: MemoryBudget
   metrics: NbdMetrics
-  /** Of the thread: is told of requests that do not complete at once. */
-  busy: BusyLoop
   transport: Transport
   /** The peer broke the protocol or a limit; the connection has been destroyed. */
   cut(reason: string): void
@@ -428,11 +425,9 @@ export class Transmission implements BudgetUser {
   #whenDone(pending: Promise<void>, type: number, offset: number, length: number, heldBytes: number, reply: (cookie: Cookie) => void): void {
     const cookie = { ...this.#cookie }
     this.#deviceRequests++
-    this.#options.busy.pendingRequests++
     this.#bytesInFlight += heldBytes
     const settled = () => {
       this.#deviceRequests--
-      this.#options.busy.pendingRequests--
       this.#bytesInFlight -= heldBytes
       this.#settle()
       this.#scheduleFlush()

@@ -5,14 +5,22 @@
 import net from 'node:net'
 import type { BusyLoop, BusyMember } from './busy-loop.ts'
 import { RECEIVE_BUFFER_BYTES } from './limits.ts'
-import { receiveNow, sendNow } from './socket-calls.ts'
+import { POLLIN, POLLOUT, receiveNow, sendNow } from './socket-calls.ts'
+
+/** Something to be written. */
+export interface Outgoing {
+  /** In order. They stay as they are until `sent` is called. */
+  readonly parts: readonly Uint8Array[]
+  /** It may take long until it is sent: what is kept for it, and others may want, is to be copied. */
+  detach(): void
+  sent(): void
+}
 
 export interface Transport {
-  /**
-   * Writes the parts in order, with one system call where possible.
-   * @returns true if the kernel has them all; otherwise they must stay as they are until `sent` is called
-   */
-  write(parts: readonly Uint8Array[], sent: () => void): boolean
+  /** True if what is written now is likely to be sent soon, so that it may be in memory that others wait for. */
+  readonly isPrompt: boolean
+  /** Writes, with one system call where possible. @returns true if the kernel has it all; otherwise `sent` will be called */
+  write(outgoing: Outgoing): boolean
   /** No more bytes are delivered until `resume`. */
   pause(): void
   resume(): void
@@ -39,7 +47,7 @@ export interface TransportEvents {
 const KEEP_ALIVE_MS = 60_000
 /** A connection is busy when so many deliveries follow each other within so many milliseconds. */
 const BUSY_DELIVERIES = 4
-const BUSY_MS = 2
+const BUSY_MS = 20
 
 /** What the plain connections of a thread share. */
 export class SocketLoop {
@@ -51,18 +59,26 @@ export class SocketLoop {
   }
 }
 
+/** What is left of something that was sent in part. */
+interface Rest {
+  outgoing: Outgoing
+  sentBytes: number
+}
+
 export class SocketTransport implements Transport, BusyMember {
   readonly fd: number
   readonly #loop: SocketLoop
   readonly #events: TransportEvents
   readonly #socket: net.Socket
   #paused = false
-  /** Read by the busy loop; the event loop's reading rests. */
+  /** Served by the busy loop; the event loop's reading rests. */
   #busy = false
   #deliveries = 0
   #burstStartMs = 0
-  /** Bytes that the kernel did not take at once wait in the stream: what follows them goes the same way. */
-  #waiting = false
+  /** What the kernel did not take while the connection is busy: sent when it can take more. */
+  #rests: Rest[] = []
+  /** What it did not take otherwise waits in the stream: what follows goes the same way. */
+  #streaming = 0
 
   /** @param fd of a connected socket, which is closed with the transport */
   constructor(fd: number, loop: SocketLoop, events: TransportEvents) {
@@ -85,71 +101,80 @@ export class SocketTransport implements Transport, BusyMember {
     socket.on('error', (error) => { failure = error })
     socket.once('end', () => events.ended())
     socket.once('close', () => {
-      loop.busy.drop(this)
+      this.#leaveBusy()
       events.closed(failure)
     })
   }
 
-  write(parts: readonly Uint8Array[], sent: () => void): boolean {
-    // The descriptor of a socket that is destroyed may be that of another by now.
-    if (this.#waiting || this.#socket.destroyed) {
-      this.#writeLater(parts, sent)
+  get isPrompt(): boolean {
+    return this.#busy
+  }
+
+  write(outgoing: Outgoing): boolean {
+    const rest = { outgoing, sentBytes: 0 }
+    if (this.#rests.length > 0) {
+      this.#rests.push(rest)
       return false
     }
-    let left = sendNow(this.fd, parts)
-    let index = 0
-    while (index < parts.length && left >= parts[index].length) left -= parts[index++].length
-    if (index === parts.length) return true
-    this.#waiting = true
-    this.#writeLater([parts[index].subarray(left), ...parts.slice(index + 1)], () => {
-      this.#waiting = this.#socket.writableLength > 0
-      sent()
-    })
+    // The descriptor of a socket that is destroyed may be that of another by now.
+    if (this.#streaming === 0 && !this.#socket.destroyed && this.#send(rest)) return true
+    if (this.#busy) {
+      this.#rests.push(rest)
+      this.#watch()
+    } else this.#stream(rest)
     return false
   }
 
   pause(): void {
     this.#paused = true
-    this.#loop.busy.drop(this)
-    this.#busy = false
-    this.#socket.pause()
+    if (this.#busy) this.#watch()
+    else this.#socket.pause()
   }
 
   resume(): void {
     this.#paused = false
-    if (!this.#busy) this.#socket.resume()
+    if (this.#busy) this.#watch()
+    else this.#socket.resume()
   }
 
   end(): void {
+    this.#leaveBusy()
     this.#socket.end(() => this.#socket.destroySoon())
   }
 
   destroy(): void {
-    this.#loop.busy.drop(this)
+    this.#leaveBusy()
     this.#socket.destroy()
   }
 
-  receiveNow(): boolean {
+  ready(events: number): boolean {
     if (this.#socket.destroyed) return false
-    const place = this.#events.target() ?? this.#loop.receiveBuffer
-    const bytes = receiveNow(this.fd, place)
-    // An end, or what went wrong, is for the stream to see.
-    if (bytes === 0) return false
-    if (bytes > 0) this.#deliver(bytes, place)
-    return this.#busy
+    if ((events & POLLOUT) !== 0) this.#sendRests()
+    // An end or a failure is for the stream to see.
+    if ((events & ~(POLLIN | POLLOUT)) !== 0 && (events & POLLIN) === 0) return false
+    return (events & POLLIN) === 0 || this.#paused || !this.#busy ? this.#busy : this.#receive()
   }
 
   givenBack(): void {
     this.#busy = false
     this.#deliveries = 0
-    if (!this.#paused) this.#socket.resume()
+    for (const rest of this.#rests.splice(0)) this.#stream(rest)
+    if (!this.#paused && !this.#socket.destroyed) this.#socket.resume()
+  }
+
+  #receive(): boolean {
+    const place = this.#events.target() ?? this.#loop.receiveBuffer
+    const bytes = receiveNow(this.fd, place)
+    if (bytes === 0) return false
+    if (bytes > 0) this.#deliver(bytes, place)
+    return this.#busy
   }
 
   /** @returns false if the event loop is to read no more */
   #read(bytes: number, place: Uint8Array): boolean {
     this.#deliver(bytes, place)
     if (this.#paused) return false
-    if (!this.#isBusy() || !this.#loop.busy.take(this)) return true
+    if (this.#streaming > 0 || !this.#isBusy() || !this.#loop.busy.take(this, POLLIN)) return true
     this.#busy = true
     this.#socket.pause()
     return false
@@ -169,12 +194,58 @@ export class SocketTransport implements Transport, BusyMember {
     return ++this.#deliveries >= BUSY_DELIVERIES
   }
 
-  #writeLater(parts: readonly Uint8Array[], sent: () => void): void {
+  /** Tells the busy loop what is waited for now; if that is nothing, it need not have the connection. */
+  #watch(): void {
+    const events = (this.#paused ? 0 : POLLIN) | (this.#rests.length > 0 ? POLLOUT : 0)
+    if (events === 0) this.#leaveBusy()
+    else this.#loop.busy.change(this, events)
+  }
+
+  #leaveBusy(): void {
+    if (!this.#busy) return
+    this.#loop.busy.drop(this)
+    this.givenBack()
+  }
+
+  /** @returns true if all of it is with the kernel */
+  #send(rest: Rest): boolean {
+    const bytes = sendNow(this.fd, partsFrom(rest))
+    if (bytes > 0) rest.sentBytes += bytes
+    return rest.sentBytes === lengthOf(rest.outgoing.parts)
+  }
+
+  #sendRests(): void {
+    while (this.#rests.length > 0 && this.#send(this.#rests[0])) this.#rests.shift()!.outgoing.sent()
+    if (this.#busy && this.#rests.length === 0) this.#watch()
+  }
+
+  #stream(rest: Rest): void {
     const socket = this.#socket
+    rest.outgoing.detach()
+    const parts = partsFrom(rest)
     const last = parts.length - 1
+    this.#streaming++
     socket.cork()
     for (let index = 0; index < last; index++) socket.write(parts[index])
-    socket.write(parts[last], sent)
+    socket.write(parts[last], () => {
+      this.#streaming--
+      rest.outgoing.sent()
+    })
     socket.uncork()
   }
+}
+
+/** What is not sent yet. */
+function partsFrom({ outgoing: { parts }, sentBytes }: Rest): readonly Uint8Array[] {
+  if (sentBytes === 0) return parts
+  let index = 0
+  let skip = sentBytes
+  while (skip >= parts[index].length) skip -= parts[index++].length
+  return skip === 0 ? parts.slice(index) : [parts[index].subarray(skip), ...parts.slice(index + 1)]
+}
+
+function lengthOf(parts: readonly Uint8Array[]): number {
+  let length = 0
+  for (const part of parts) length += part.length
+  return length
 }

@@ -24,6 +24,13 @@ export interface WriteZeroesOptions extends WriteOptions {
   noHole?: boolean
 }
 
+/** Memory that holds a range of a device. Nobody writes to it; it stays as it is until `release`, which is called once, and soon. */
+export interface DeviceView {
+  /** In order. */
+  readonly parts: readonly Uint8Array[]
+  release(): void
+}
+
 /**
  * Ranges are bytes; any offset and length inside the device is allowed, aligned or not. A range outside is the caller's bug: RangeError.
  * A call that completes at once returns undefined, otherwise a promise: servers await only promises, so that data at hand costs no turn of the event loop.
@@ -37,6 +44,12 @@ export interface BlockDevice extends AsyncDisposable {
 
   /** Fills all of `into` with the bytes at `offset`. @throws VarveError CHUNK_CORRUPT, CHUNK_MISSING */
   read(into: Uint8Array, offset: number): void | Promise<void>
+  /**
+   * The range in the device's own memory, for readers that need no copy.
+   * @returns undefined if it is not there, or in so many parts that `read` is better
+   * @throws VarveError as `read`
+   */
+  view?(offset: number, length: number): DeviceView | undefined
   /** @throws VarveError READ_ONLY */
   write(bytes: Uint8Array, offset: number, options?: WriteOptions): void | Promise<void>
   /** Everything that was written by completed calls is durable when this completes. */

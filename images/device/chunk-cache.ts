@@ -95,7 +95,7 @@ export class ChunkTickets {
 
 export class ChunkCache {
   /** Content of everything that is cached; see `positionOf`. */
-  readonly bytes: Uint8Array
+  readonly bytes: Buffer
   readonly memory: ChunkCacheMemory
   readonly #table: Int32Array
   readonly #layout: Layout
@@ -117,7 +117,7 @@ export class ChunkCache {
   /** @param thread number of this thread, below `memory.threads`; no other uses it at the same time */
   constructor(memory: ChunkCacheMemory, thread: number) {
     this.memory = memory
-    this.bytes = new Uint8Array(memory.content)
+    this.bytes = Buffer.from(memory.content)
     this.#table = new Int32Array(memory.table)
     this.#layout = layoutOf(memory.bytesMax, memory.threads)
     this.#thread = thread

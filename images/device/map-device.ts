@@ -8,12 +8,38 @@ import { digestToHex } from '../chunk/digest.ts'
 import { VarveError } from '../errors.ts'
 import type { ChunkStore } from '../store/chunk-store.ts'
 import { checkRange } from './block-device.ts'
-import type { BlockDevice, DeviceExtent, ExtentType } from './block-device.ts'
+import type { BlockDevice, DeviceExtent, DeviceView, ExtentType } from './block-device.ts'
 import { ChunkTickets } from './chunk-cache.ts'
 import type { ChunkCache } from './chunk-cache.ts'
 
 /** Chunks that one read waits for at a time, so that a read over many tiny chunks is bounded in memory. */
 const CHUNKS_AWAITED_MAX = 64
+
+/** A view of so many bytes may have another part. */
+const VIEW_PART_BYTES_MIN = 16 << 10
+const ZEROES = Buffer.alloc(64 << 10)
+
+class PinnedView implements DeviceView {
+  readonly parts: Uint8Array[] = []
+  readonly #cache: ChunkCache
+  readonly #entries: number[] = []
+
+  constructor(cache: ChunkCache) {
+    this.#cache = cache
+  }
+
+  /** @param entry pinned already */
+  pin(entry: number, from: number, length: number): void {
+    const position = this.#cache.positionOf(entry) + from
+    this.parts.push(this.#cache.bytes.subarray(position, position + length))
+    this.#entries.push(entry)
+  }
+
+  release(): void {
+    for (const entry of this.#entries) this.#cache.unpin(entry)
+    this.#entries.length = 0
+  }
+}
 
 export class MapDevice implements BlockDevice {
   readonly sizeBytes: number
@@ -40,6 +66,46 @@ export class MapDevice implements BlockDevice {
   read(into: Uint8Array, offset: number): void | Promise<void> {
     this.#check(offset, into.length)
     return into.length === 0 ? undefined : this.#readFrom(into, offset, 0)
+  }
+
+  view(offset: number, length: number): DeviceView | undefined {
+    this.#check(offset, length)
+    const map = this.map
+    const first = map.indexAt(offset)
+    const partsMax = 1 + Math.floor(length / VIEW_PART_BYTES_MIN)
+    if (first + partsMax < map.extentCount && map.starts[first + partsMax] < offset + length) return undefined
+    const view = new PinnedView(this.#cache)
+    try {
+      for (let at = offset, index = first; at < offset + length; index++) {
+        const stop = Math.min(map.endOf(index), offset + length)
+        if (map.refs[index] >= SPECIAL_MIN) {
+          for (let zeroAt = at; zeroAt < stop; zeroAt += ZEROES.length) view.parts.push(ZEROES.subarray(0, Math.min(ZEROES.length, stop - zeroAt)))
+        } else {
+          const entry = this.#pinned(map.refs[index])
+          if (entry < 0) {
+            view.release()
+            return undefined
+          }
+          view.pin(entry, map.chunkOffsets[index] + at - map.starts[index], stop - at)
+        }
+        at = stop
+      }
+      return view
+    } catch (error) {
+      view.release()
+      throw error
+    }
+  }
+
+  /** The pinned entry of a chunk, which is read if that can be done at once; else -1. */
+  #pinned(chunk: number): number {
+    const entry = this.#cache.pin(this.#digests, chunk, this.#tickets)
+    if (entry >= 0) return entry
+    const answer = this.#fetch(chunk)
+    if (typeof answer === 'number') return answer
+    // Who reads in the other way waits for it, and hears what went wrong.
+    if (answer instanceof Promise) answer.catch(() => undefined)
+    return -1
   }
 
   /** Reads what follows the first `done` bytes of `into`; goes on asynchronously from the first chunk that is not at hand. */
@@ -94,7 +160,8 @@ export class MapDevice implements BlockDevice {
       entry = answer
     }
     const position = this.#cache.positionOf(entry) + from
-    into.set(this.#cache.bytes.subarray(position, position + length), to)
+    // Not `set`, which copies shared memory word by word.
+    this.#cache.bytes.copy(into, to, position, position + length)
     this.#cache.unpin(entry)
   }
 

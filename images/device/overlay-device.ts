@@ -5,7 +5,7 @@
 import { dirname } from 'node:path'
 import { VarveError } from '../errors.ts'
 import { appendExtent, checkRange } from './block-device.ts'
-import type { BlockDevice, DeviceExtent, WriteOptions, WriteZeroesOptions } from './block-device.ts'
+import type { BlockDevice, DeviceExtent, DeviceView, WriteOptions, WriteZeroesOptions } from './block-device.ts'
 import { BlockState, ChangedRuns, OVERLAY_BLOCK_BYTES, OverlayBlocks } from './overlay-blocks.ts'
 import { localFiles } from './overlay-files.ts'
 import type { OverlayFiles } from './overlay-files.ts'
@@ -184,6 +184,14 @@ export class OverlayDevice implements BlockDevice {
     }
     // All of the overlay's own blocks were read at once, and what is below does not change: the read shows one moment.
     if (awaited !== undefined) return this.#track(allSettled(awaited))
+  }
+
+  view(offset: number, length: number): DeviceView | undefined {
+    this.#check(offset, length)
+    const block = Math.floor(offset / OVERLAY_BLOCK_BYTES)
+    const endBlock = Math.ceil((offset + length) / OVERLAY_BLOCK_BYTES)
+    const below = this.#blocks.get(block) === BlockState.below && this.#blocks.runEnd(block, endBlock) === endBlock
+    return below ? this.#lower.view?.(offset, length) : undefined
   }
 
   write(bytes: Uint8Array, offset: number, options: WriteOptions = {}): void | Promise<void> {

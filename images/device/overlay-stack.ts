@@ -14,7 +14,7 @@ import { digestOf, DIGEST_BYTES } from '../chunk/digest.ts'
 import type { BlockMap } from '../blockmap/block-map.ts'
 import { VarveError } from '../errors.ts'
 import type { ChunkWriter } from '../store/chunk-store.ts'
-import type { BlockDevice, DeviceExtent, WriteOptions, WriteZeroesOptions } from './block-device.ts'
+import type { BlockDevice, DeviceExtent, DeviceView, WriteOptions, WriteZeroesOptions } from './block-device.ts'
 import { OVERLAY_BLOCK_BYTES } from './overlay-blocks.ts'
 import { lockDirectory, OverlayDevice } from './overlay-device.ts'
 import { localFiles } from './overlay-files.ts'
@@ -138,6 +138,10 @@ export class OverlayStack implements BlockDevice {
 
   read(into: Uint8Array, offset: number): void | Promise<void> {
     return this.#top.read(into, offset)
+  }
+
+  view(offset: number, length: number): DeviceView | undefined {
+    return this.#top.view(offset, length)
   }
 
   write(bytes: Uint8Array, offset: number, options?: WriteOptions): void | Promise<void> {
@@ -293,6 +297,10 @@ export class FrozenDisk implements BlockDevice {
 
   read(into: Uint8Array, offset: number): void | Promise<void> {
     return this.#top.read(into, offset)
+  }
+
+  view(offset: number, length: number): DeviceView | undefined {
+    return this.#top.view(offset, length)
   }
 
   write(bytes: Uint8Array, offset: number): void | Promise<void> {

@@ -164,9 +164,19 @@ function randomRange(random: Random, sizeBytes: number): Range {
   return { offset, length }
 }
 
+/** A view shows what a read gives, and is not held against what is written later. */
+function checkView(device: BlockDevice, content: Buffer, offset: number): void {
+  const view = device.view?.(offset, content.length)
+  if (view === undefined) return
+  assert.ok(Buffer.concat(view.parts).equals(content), `view of ${offset}+${content.length}`)
+  view.release()
+}
+
+
 async function checkRead(device: BlockDevice, content: Buffer, { offset, length }: Range): Promise<void> {
   const into = Buffer.alloc(length, 0xee)
   await device.read(into, offset)
+  if (length > 0) checkView(device, into, offset)
   assert.ok(into.equals(content.subarray(offset, offset + length)), `${length} bytes at ${offset} are not what was written`)
 }
 
