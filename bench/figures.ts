@@ -18,6 +18,8 @@ export interface Figure {
   peers: Record<string, Spread>
   /** Against the best peer; above 1 is better for us. Null without peers. */
   ratio: number | null
+  /** Against each peer. */
+  ratios: Record<string, number>
   /** What `judge` compares with the goal: the ratio, or without peers our own median. */
   goal: string | null
   met: boolean | null
@@ -50,6 +52,8 @@ export interface FigureInit {
   moreIsBetter: boolean
   /** Least ratio against the best peer. */
   ratioMin?: number
+  /** Least ratios against peers by their names; a peer that was not measured is passed over. */
+  ratioMinTo?: Record<string, number>
   /** Largest value of our own median. */
   oursMax?: number
 }
@@ -59,18 +63,25 @@ export function figure(init: FigureInit): Figure {
   const peers = Object.fromEntries(Object.entries(init.peers ?? {}).map(([name, values]) => [name, spread(values)]))
   const medians = Object.values(peers).map(({ median }) => median)
   const best = init.moreIsBetter ? Math.max(...medians) : Math.min(...medians)
-  const ratio = medians.length === 0 ? null : init.moreIsBetter ? ours.median / best : best / ours.median
+  const ratioTo = (peer: number): number => (init.moreIsBetter ? ours.median / peer : peer / ours.median)
+  const ratio = medians.length === 0 ? null : ratioTo(best)
+  const ratios = Object.fromEntries(Object.entries(peers).map(([name, { median }]) => [name, ratioTo(median)]))
   const goals: string[] = []
   const met: boolean[] = []
   if (init.ratioMin !== undefined && ratio !== null) {
     goals.push(`ratio >= ${Number(init.ratioMin.toFixed(3))}`)
     met.push(ratio >= init.ratioMin)
   }
+  for (const [name, ratioMin] of Object.entries(init.ratioMinTo ?? {})) {
+    if (!(name in peers)) continue
+    goals.push(`${ratioMin} x ${name}`)
+    met.push(ratios[name] >= ratioMin)
+  }
   if (init.oursMax !== undefined) {
     goals.push(`<= ${init.oursMax} ${init.unit}`)
     met.push(ours.median <= init.oursMax)
   }
-  return { name: init.name, unit: init.unit, ours, peers, ratio, goal: goals.length === 0 ? null : goals.join(', '), met: met.length === 0 ? null : met.every(Boolean) }
+  return { name: init.name, unit: init.unit, ours, peers, ratio, ratios, goal: goals.length === 0 ? null : goals.join(', '), met: met.length === 0 ? null : met.every(Boolean) }
 }
 
 export function machine(): BenchResult['machine'] {
@@ -82,18 +93,47 @@ export function version(command: string, ...args: string[]): string {
   return execFileSync('sh', ['-c', '"$@" 2>&1', 'sh', command, ...args], { encoding: 'utf8' }).split('\n')[0].trim()
 }
 
+/** More peers than these are printed as columns of a table. */
+const PEERS_OF_LINE_MAX = 2
+
 function number(value: number): string {
   return value >= 100 ? value.toFixed(0) : value >= 1 ? value.toFixed(2) : value.toPrecision(3)
+}
+
+function spreadText({ median, min, max }: Spread): string {
+  return min === max ? number(median) : `${number(median)} (${number(min)}..${number(max)})`
 }
 
 /** For people. */
 export function printResult(result: BenchResult): string {
   const lines = [`${result.bench} on ${result.machine.cores} x ${result.machine.cpu}, ${result.machine.memoryMiB} MiB, Linux ${result.machine.kernel}`]
   lines.push(`with ${Object.entries(result.versions).map(([name, text]) => `${name} ${text}`).join(', ')}${result.seed === null ? '' : `, seed ${result.seed}`}`, '')
-  const spreadText = ({ median, min, max }: Spread): string => (min === max ? number(median) : `${number(median)} (${number(min)}..${number(max)})`)
-  for (const { name, unit, ours, peers, ratio, goal, met } of result.figures) {
-    const beside = Object.entries(peers).map(([peer, value]) => `${peer} ${spreadText(value)}`).join(', ')
-    lines.push(`${met === false ? 'MISSED ' : met === true ? 'met    ' : '       '}${name}: ${spreadText(ours)} ${unit}${beside === '' ? '' : `; ${beside}`}${ratio === null ? '' : `; ratio ${number(ratio)}`}${goal === null ? '' : `; goal ${goal}`}`)
+  const tables = new Map<string, Figure[]>()
+  for (const figure of result.figures) {
+    const peers = Object.keys(figure.peers)
+    const key = peers.length <= PEERS_OF_LINE_MAX ? '' : peers.sort().join('\n')
+    tables.set(key, [...(tables.get(key) ?? []), figure])
   }
-  return [...lines, '', ...result.notes.map((note) => `- ${note}`)].join('\n')
+  for (const [key, figures] of tables) lines.push(...(key === '' ? figures.map(figureLine) : figureTable(figures)), '')
+  return [...lines, ...result.notes.map((note) => `- ${note}`)].join('\n')
+}
+
+function metText(met: boolean | null): string {
+  return met === false ? 'MISSED' : met === true ? 'met' : ''
+}
+
+function figureLine({ name, unit, ours, peers, ratio, goal, met }: Figure): string {
+  const beside = Object.entries(peers).map(([peer, value]) => `${peer} ${spreadText(value)}`).join(', ')
+  return `${metText(met).padEnd(7)}${name}: ${spreadText(ours)} ${unit}${beside === '' ? '' : `; ${beside}`}${ratio === null ? '' : `; ratio ${number(ratio)}`}${goal === null ? '' : `; goal ${goal}`}`
+}
+
+/** One row for each figure; of a peer its median, and our ratio to it. */
+function figureTable(figures: readonly Figure[]): string[] {
+  const peers = Object.keys(figures[0].peers).sort()
+  const rows = [['', '', 'unit', 'ours', ...peers, 'goal']]
+  for (const { name, unit, ours, peers: of, ratios, goal, met } of figures) {
+    rows.push([metText(met), name, unit, spreadText(ours), ...peers.map((peer) => `${number(of[peer].median)} (${ratios[peer].toFixed(2)}x)`), goal ?? ''])
+  }
+  const widths = rows[0].map((_, column) => Math.max(...rows.map((row) => row[column].length)))
+  return rows.map((row) => row.map((cell, column) => cell.padEnd(widths[column])).join('  ').trimEnd())
 }
