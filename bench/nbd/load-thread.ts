@@ -60,7 +60,7 @@ class TimedLoad {
     this.#sentAt = new Float64Array(load.count)
   }
 
-  run(): ThreadFigures & { sent: number } {
+  run(): ThreadFigures {
     const { depth, leadMs, timedMs, once, count } = this.#load
     const started = performance.now()
     const timedFrom = started + leadMs

@@ -45,7 +45,8 @@ export interface Load {
 }
 
 export interface LoadFigures {
-  requests: number
+  /** All that were made, those before and after the clock too. */
+  sent: number
   requestsPerSecond: number
   bytesPerSecond: number
   /** From the write of a request to the read that brought the end of its reply. */
@@ -66,6 +67,8 @@ export interface ThreadLoad extends Omit<Load, 'layers' | 'span' | 'everyBytes' 
 }
 
 export interface ThreadFigures {
+  sent: number
+  /** On the clock. */
   requests: number
   seconds: number
   latenciesUs: Float32Array

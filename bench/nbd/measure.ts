@@ -14,6 +14,8 @@ export interface Measured {
   rate: number
   p50Us?: number
   p99Us?: number
+  /** Of the server, user and system, per request; of a copy, per MiB of the disk. */
+  serverCpuUs?: number
   /** Cores that the client used. */
   clientCpu?: number
 }
@@ -44,8 +46,11 @@ export async function measure(contender: Contender, row: Row, options: MeasureOp
   if (row.kind === 'copy') return measureCopy(contender, row, options)
   if (row.kind === 'fio') return measureFio(contender, row, options)
   if (row.kind === 'depth') return measureDepth(contender, row, options)
+  const before = await contender.server.cpuSeconds()
   const figures = await options.generator.run(loadOf(contender, row, options))
+  const cpuSeconds = (await contender.server.cpuSeconds()) - before
   return {
+    serverCpuUs: (cpuSeconds * 1e6) / figures.sent,
     rate: unitOf(row) === 'MB/s' ? figures.bytesPerSecond / 1e6 : figures.requestsPerSecond / 1000,
     p50Us: figures.p50Us,
     p99Us: figures.p99Us,
@@ -109,10 +114,14 @@ export function totalBytes(extents: readonly number[]): number {
   return extents.reduce((sum, value, index) => sum + (index % 2 === 1 ? value : 0), 0)
 }
 
-function measureCopy({ server, exportName }: Contender, row: Row, { disks }: MeasureOptions): Measured {
+async function measureCopy({ server, exportName }: Contender, row: Row, { disks }: MeasureOptions): Promise<Measured> {
+  const bytes = totalBytes(disks.byLayers[5].extents)
+  const before = await server.cpuSeconds()
   const started = performance.now()
   execute('nbdcopy', [`--connections=${row.connections}`, server.uri(row.transport, exportName), 'null:'])
-  return { rate: totalBytes(disks.byLayers[5].extents) / 1e3 / (performance.now() - started) }
+  const seconds = (performance.now() - started) / 1000
+  const cpuSeconds = (await server.cpuSeconds()) - before
+  return { rate: bytes / 1e6 / seconds, serverCpuUs: (cpuSeconds * 1e6) / (bytes / 2 ** 20) }
 }
 
 function measureFio({ server, exportName }: Contender, row: Row, { warm, timedMs, leadMs, seed }: MeasureOptions): Measured {
