@@ -25,7 +25,7 @@ process.on('disconnect', () => process.exit())
 
 async function runLoad(load: Load): Promise<LoadFigures> {
   const disk = byLayers[load.layers]
-  const key = JSON.stringify([load.layers, load.span, load.requestBytes, load.everyBytes])
+  const key = JSON.stringify([load.layers, load.span, load.requestBytes, load.everyBytes, load.dataOnly])
   const offsets = offsetsOf.get(key) ?? eligibleOffsets(disk, load.span, load)
   offsetsOf.set(key, offsets)
   const gate = new Int32Array(new SharedArrayBuffer(8))

@@ -58,11 +58,14 @@ export async function measure(contender: Contender, row: Row, options: MeasureOp
   }
 }
 
-/** Reads a span once, so that it is in whatever cache the server has; or writes it, so that it is allocated. */
+/** All of a span once and in order, holes too. */
+function wholeSpan(requestBytes: number): Partial<Load> {
+  return { requestBytes, depth: 8, connections: 1, order: 'sequential', fua: false, dataOnly: false, leadMs: 0, timedMs: TOUCH_MS_MAX, once: true }
+}
+
+/** Reads a span, so that it is in whatever cache the server has; or writes it, so that it is allocated. */
 export async function touch(contender: Contender, row: Row, options: MeasureOptions & { span: Span }): Promise<void> {
-  const requestBytes = row.kind === 'write' ? 1 << 20 : 64 << 10
-  const load = loadOf(contender, { ...row, requestBytes, depth: 8, connections: 1, order: 'sequential', fua: false }, options)
-  await options.generator.run({ ...load, span: options.span, everyBytes: 0, leadMs: 0, timedMs: TOUCH_MS_MAX, once: true })
+  await options.generator.run({ ...loadOf(contender, row, options), span: options.span, ...wholeSpan(row.kind === 'write' ? 1 << 20 : 64 << 10) })
 }
 
 function loadOf({ server, exportName }: Contender, row: Row, options: MeasureOptions): Load {
@@ -73,6 +76,7 @@ function loadOf({ server, exportName }: Contender, row: Row, options: MeasureOpt
     address: server.address(transport), exportName, layers: 5, depth, connections, requestBytes, order, fua, seed: options.seed, timedMs: options.timedMs,
     span: row.kind === 'warm' ? options.warm : row.kind === 'write' ? options.written : all,
     command: row.kind === 'write' ? 'write' : 'read',
+    dataOnly: true,
     everyBytes: cold ? COLD_EVERY_BYTES : 0,
     once: cold,
     leadMs: cold ? 0 : options.leadMs,
@@ -87,7 +91,7 @@ async function measureDepth({ server, name }: Contender, row: Row, options: Meas
     const load = loadOf({ server, name, exportName: `${cvdName(layers)}@${SNAPSHOT}` }, row, options)
     return (await options.generator.run({ ...load, layers, span: spans.get(layers)!, ...change })).p50Us
   }
-  for (const layers of [1, 64]) await run(layers, { requestBytes: 64 << 10, depth: 8, order: 'sequential', leadMs: 0, timedMs: TOUCH_MS_MAX, once: true })
+  for (const layers of [1, 64]) await run(layers, wholeSpan(64 << 10))
   for (let pair = 0; pair < DEPTH_PAIRS; pair++) {
     for (const layers of pair % 2 === 0 ? [1, 64] : [64, 1]) sums.set(layers, sums.get(layers)! + (await run(layers, {})))
   }

@@ -15,8 +15,8 @@ const WRITE_BYTES_MAX = 128 << 20
  * Offsets of requests that a load may make, ascending.
  * @param options.everyBytes at most one in so many bytes
  */
-export function eligibleOffsets(disk: LoadDisk, span: Span, options: { requestBytes: number; everyBytes: number }): Float64Array {
-  const { requestBytes } = options
+export function eligibleOffsets(disk: LoadDisk, span: Span, options: Pick<Load, 'requestBytes' | 'everyBytes' | 'dataOnly'>): Float64Array {
+  const { requestBytes, dataOnly } = options
   const everyBytes = Math.max(options.everyBytes, requestBytes)
   const offsets: number[] = []
   let extent = 0
@@ -27,7 +27,7 @@ export function eligibleOffsets(disk: LoadDisk, span: Span, options: { requestBy
     for (let at = extent; at < disk.extents.length && disk.extents[at] < offset + requestBytes; at += 2) {
       dataBytes += Math.min(offset + requestBytes, disk.extents[at] + disk.extents[at + 1]) - Math.max(offset, disk.extents[at])
     }
-    if (dataBytes * 8 >= requestBytes * 7) offsets.push(offset)
+    if (!dataOnly || dataBytes * 8 >= requestBytes * 7) offsets.push(offset)
   }
   return Float64Array.from(offsets)
 }
