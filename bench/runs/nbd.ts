@@ -46,6 +46,9 @@ export async function run(): Promise<BenchResult> {
   const directory = path.resolve(kept ?? path.join(scratch, 'disks'))
   const results: Results = new Map(rows.map((row) => [row, new Map()]))
   const loadBefore = loadavg()[0]
+  // An interrupted run ends its servers, of which one has left the process group, and removes what it made.
+  const interrupted = new AbortController()
+  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => interrupted.abort(new Error(`interrupted by ${signal}`)))
   try {
     mkdirSync(directory, { recursive: true })
     const disks = await prepareDisks(directory, { contentBytes: CONTENT_MIB * 2 ** 20, seed })
@@ -56,7 +59,7 @@ export async function run(): Promise<BenchResult> {
       const mine = rows.filter((row) => row.transport === transport)
       if (mine.length === 0) continue
       await using lineUp = await LineUp.start(disks, mine, { transport, scratch, peers })
-      await measureRows(lineUp, mine, options, results)
+      await measureRows(lineUp, mine, { ...options, signal: interrupted.signal }, results)
     }
     return {
       bench: 'nbd',
@@ -71,7 +74,7 @@ export async function run(): Promise<BenchResult> {
   }
 }
 
-async function measureRows(lineUp: LineUp, rows: readonly Row[], options: MeasureOptions, results: Results): Promise<void> {
+async function measureRows(lineUp: LineUp, rows: readonly Row[], options: MeasureOptions & { signal: AbortSignal }, results: Results): Promise<void> {
   const add = (row: Row, name: string, measured: Measured): void => {
     const of = results.get(row)!
     of.set(name, [...(of.get(name) ?? []), measured])
@@ -81,6 +84,7 @@ async function measureRows(lineUp: LineUp, rows: readonly Row[], options: Measur
     const seeded = { ...options, seed: (options.seed + round) >>> 0 }
     await touchAll(lineUp, rows, round, seeded)
     for (const [index, row] of rows.entries()) {
+      options.signal.throwIfAborted()
       if (row.kind === 'cold') {
         for (const name of rotated(lineUp.freshNames(row), round + index)) {
           const contender = await lineUp.fresh(name)
