@@ -136,7 +136,7 @@ function measureFio({ server, exportName }: Contender, row: Row, { warm, timedMs
     '--time_based', `--runtime=${timedMs}ms`, `--ramp_time=${leadMs}ms`, '--output-format=json',
   ], { encoding: 'utf8' })
   if (status !== 0) throw new Error(`fio ended with ${status}\n${stderr}\n${stdout.slice(-2000)}`)
-  const { jobs } = JSON.parse(stdout.slice(stdout.indexOf('{'))) as { jobs: { read: { iops: number; lat_ns: { mean: number }; clat_ns: { percentile: Record<string, number> } }; usr_cpu: number; sys_cpu: number }[] }
+  const { jobs } = JSON.parse(stdout.slice(stdout.indexOf('{'))) as { jobs: { read: { iops: number; clat_ns: { percentile: Record<string, number> } }; usr_cpu: number; sys_cpu: number }[] }
   const [{ read, usr_cpu, sys_cpu }] = jobs
   return { rate: read.iops / 1000, p50Us: read.clat_ns.percentile['50.000000'] / 1000, p99Us: read.clat_ns.percentile['99.000000'] / 1000, clientCpu: (usr_cpu + sys_cpu) / 100 }
 }

@@ -9,7 +9,7 @@ import { Random } from '../../test/random.ts'
 /** Requests of one connection: reads, which are small, and writes, which carry their payload. */
 const READS_MAX = 1 << 16
 const WRITES_MAX = 1 << 12
-const WRITE_BYTES_MAX = 128 << 20
+const WRITE_BYTES_MAX = 256 << 20
 
 /**
  * Offsets of requests that a load may make, ascending.
