@@ -146,8 +146,8 @@ function notes(disks: Disks, loadBefore: number, results: Results): string[] {
   })
   return [
     `disk: ${disks.files} files of /usr, ${(totalBytes(extents) / 2 ** 20).toFixed(0)} MiB of data in ${(sizeBytes / 2 ** 20).toFixed(0)} MiB; in a chain each cluster of 64 KiB lies in a random image; warm reads within ${WARM_MIB} MiB of data`,
-    `${ROUNDS} rounds in turns, ${TIMED_MS} ms each after a lead of ${LEAD_MS} ms; reads by simple replies, nothing negotiated; after each load of ours a sample of what was read or written is read again and compared`,
-    'page cache warm for all, compressed files too; a cold server is a process just started, and its first second includes the compiling of its own code',
+    `${ROUNDS} rounds in turns, ${TIMED_MS} ms each after a lead of ${LEAD_MS} ms, cold ones four times as long; reads by simple replies, nothing negotiated; after each load of ours a sample of what was read or written is read again and compared`,
+    'page cache warm for all, compressed files too; a cold server is a process just started, and compiles its own code while it is measured',
     'nbdcopy passes over holes, which nbd-server does not tell; all of a disk may be more than our cache holds, and is never more than the page cache does',
     'a write without FUA reaches the page cache, or memory; nbdkit memory has nothing to make durable',
     `client and servers share ${machine().cores} cores: the client's part is below; load average ${loadBefore.toFixed(1)} before, ${loadavg()[0].toFixed(1)} after`,
