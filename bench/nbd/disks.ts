@@ -3,7 +3,7 @@
  * raw file; and as qcow2 chains in which every cluster lies in a random image of the chain, as the files lie in random layers.
  */
 import { execFileSync } from 'node:child_process'
-import { closeSync, copyFileSync, existsSync, ftruncateSync, linkSync, mkdirSync, openSync, readFileSync, readSync, rmSync, statSync, writeFileSync, writeSync } from 'node:fs'
+import { closeSync, copyFileSync, existsSync, ftruncateSync, linkSync, mkdirSync, openSync, readFileSync, readSync, readdirSync, rmSync, statSync, writeFileSync, writeSync } from 'node:fs'
 import path from 'node:path'
 import { Random } from '../../test/random.ts'
 import { startVarve } from './servers.ts'
@@ -56,8 +56,9 @@ export async function prepareDisks(directory: string, options: { contentBytes: n
   if (existsSync(manifest)) {
     const kept = JSON.parse(readFileSync(manifest, 'utf8')) as Disks
     if (Math.abs(kept.contentBytes - options.contentBytes) < FILE_BYTES_MAX && kept.directory === directory) return kept
-    throw new Error(`${directory} holds disks of ${kept.contentBytes} bytes; remove it, or set VARVE_BENCH_MIB`)
+    throw new Error(`${directory} holds disks of ${kept.contentBytes >> 20} MiB; remove what is in it, or set VARVE_BENCH_MIB`)
   }
+  if (readdirSync(directory).length > 0) throw new Error(`${directory} holds no disks that were finished; remove what is in it`)
   console.error(`Preparing disks of ${options.contentBytes >> 20} MiB in ${directory}`)
   const random = new Random(options.seed)
   const home = path.join(directory, 'home')

@@ -25,7 +25,7 @@ process.on('disconnect', () => process.exit())
 
 async function runLoad(load: Load): Promise<LoadFigures> {
   const disk = byLayers[load.layers]
-  const key = JSON.stringify([load.layers, load.span, load.requestBytes, load.everyBytes])
+  const key = JSON.stringify([load.layers, load.span, load.requestBytes, load.everyBytes, load.dataOnly])
   const offsets = offsetsOf.get(key) ?? eligibleOffsets(disk, load.span, load)
   offsetsOf.set(key, offsets)
   const gate = new Int32Array(new SharedArrayBuffer(8))
@@ -95,5 +95,6 @@ function joined(figures: readonly ThreadFigures[], requestBytes: number): Omit<L
   if (latencies.length === 0) throw new Error('no request was answered while the clock ran')
   latencies.sort()
   const quantile = (share: number): number => latencies[Math.min(latencies.length - 1, Math.floor(latencies.length * share))]
-  return { requests: latencies.length, requestsPerSecond, bytesPerSecond: requestsPerSecond * requestBytes, p50Us: quantile(0.5), p99Us: quantile(0.99) }
+  const sent = figures.reduce((sum, one) => sum + one.sent, 0)
+  return { sent, requestsPerSecond, bytesPerSecond: requestsPerSecond * requestBytes, p50Us: quantile(0.5), p99Us: quantile(0.99) }
 }

@@ -12,7 +12,7 @@ export interface LoadDisk {
   extents: readonly number[]
 }
 
-/** A part of the disk: every request of a load lies in it, at a multiple of its length, and holds data in at least 7/8 of its bytes. */
+/** A part of the disk. Every request of a load lies in it, at a multiple of its length. */
 export interface Span {
   offset: number
   length: number
@@ -25,6 +25,8 @@ export interface Load {
   /** Layers of the disk: which of `Disks.byLayers` it is. */
   layers: number
   span: Span
+  /** Only requests of which at least 7/8 are data. */
+  dataOnly: boolean
   command: 'read' | 'write'
   /** Of writes. */
   fua: boolean
@@ -45,7 +47,8 @@ export interface Load {
 }
 
 export interface LoadFigures {
-  requests: number
+  /** All that were made, those before and after the clock too. */
+  sent: number
   requestsPerSecond: number
   bytesPerSecond: number
   /** From the write of a request to the read that brought the end of its reply. */
@@ -56,7 +59,7 @@ export interface LoadFigures {
 }
 
 /** What a thread is handed. */
-export interface ThreadLoad extends Omit<Load, 'layers' | 'span' | 'everyBytes' | 'order' | 'connections' | 'seed'> {
+export interface ThreadLoad extends Omit<Load, 'layers' | 'span' | 'dataOnly' | 'everyBytes' | 'order' | 'connections' | 'seed'> {
   /** Encoded requests one after another, each with its payload; the cookie of each is its index. */
   requests: SharedArrayBuffer
   count: number
@@ -66,6 +69,8 @@ export interface ThreadLoad extends Omit<Load, 'layers' | 'span' | 'everyBytes' 
 }
 
 export interface ThreadFigures {
+  sent: number
+  /** On the clock. */
   requests: number
   seconds: number
   latenciesUs: Float32Array

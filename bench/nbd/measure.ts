@@ -14,12 +14,16 @@ export interface Measured {
   rate: number
   p50Us?: number
   p99Us?: number
+  /** Of the server, user and system, per request; of a copy, per MiB of the disk. */
+  serverCpuUs?: number
   /** Cores that the client used. */
   clientCpu?: number
 }
 
 /** Chunks are of 64 KiB on average, clusters exactly: a cold load asks for each but once. */
 const COLD_EVERY_BYTES = 64 << 10
+/** The code of a server just started becomes fast while it is measured. */
+const COLD_TIMES = 4
 const DEPTH_SPAN_BYTES = 32 << 20
 const DEPTH_PAIRS = 3
 const TOUCH_MS_MAX = 60_000
@@ -44,8 +48,11 @@ export async function measure(contender: Contender, row: Row, options: MeasureOp
   if (row.kind === 'copy') return measureCopy(contender, row, options)
   if (row.kind === 'fio') return measureFio(contender, row, options)
   if (row.kind === 'depth') return measureDepth(contender, row, options)
+  const before = await contender.server.cpuSeconds()
   const figures = await options.generator.run(loadOf(contender, row, options))
+  const cpuSeconds = (await contender.server.cpuSeconds()) - before
   return {
+    serverCpuUs: (cpuSeconds * 1e6) / figures.sent,
     rate: unitOf(row) === 'MB/s' ? figures.bytesPerSecond / 1e6 : figures.requestsPerSecond / 1000,
     p50Us: figures.p50Us,
     p99Us: figures.p99Us,
@@ -53,11 +60,14 @@ export async function measure(contender: Contender, row: Row, options: MeasureOp
   }
 }
 
-/** Reads a span once, so that it is in whatever cache the server has; or writes it, so that it is allocated. */
+/** All of a span once and in order, holes too. */
+function wholeSpan(requestBytes: number): Partial<Load> {
+  return { requestBytes, depth: 8, connections: 1, order: 'sequential', fua: false, dataOnly: false, leadMs: 0, timedMs: TOUCH_MS_MAX, once: true }
+}
+
+/** Reads a span, so that it is in whatever cache the server has; or writes it, so that it is allocated. */
 export async function touch(contender: Contender, row: Row, options: MeasureOptions & { span: Span }): Promise<void> {
-  const requestBytes = row.kind === 'write' ? 1 << 20 : 64 << 10
-  const load = loadOf(contender, { ...row, requestBytes, depth: 8, connections: 1, order: 'sequential', fua: false }, options)
-  await options.generator.run({ ...load, span: options.span, everyBytes: 0, leadMs: 0, timedMs: TOUCH_MS_MAX, once: true })
+  await options.generator.run({ ...loadOf(contender, row, options), span: options.span, ...wholeSpan(row.kind === 'write' ? 1 << 20 : 64 << 10) })
 }
 
 function loadOf({ server, exportName }: Contender, row: Row, options: MeasureOptions): Load {
@@ -65,12 +75,14 @@ function loadOf({ server, exportName }: Contender, row: Row, options: MeasureOpt
   const cold = row.kind === 'cold'
   const all = { offset: 0, length: options.disks.byLayers[5].sizeBytes }
   return {
-    address: server.address(transport), exportName, layers: 5, depth, connections, requestBytes, order, fua, seed: options.seed, timedMs: options.timedMs,
+    address: server.address(transport), exportName, layers: 5, depth, connections, requestBytes, order, fua, seed: options.seed,
     span: row.kind === 'warm' ? options.warm : row.kind === 'write' ? options.written : all,
     command: row.kind === 'write' ? 'write' : 'read',
+    dataOnly: true,
     everyBytes: cold ? COLD_EVERY_BYTES : 0,
     once: cold,
     leadMs: cold ? 0 : options.leadMs,
+    timedMs: cold ? COLD_TIMES * options.timedMs : options.timedMs,
   }
 }
 
@@ -82,7 +94,7 @@ async function measureDepth({ server, name }: Contender, row: Row, options: Meas
     const load = loadOf({ server, name, exportName: `${cvdName(layers)}@${SNAPSHOT}` }, row, options)
     return (await options.generator.run({ ...load, layers, span: spans.get(layers)!, ...change })).p50Us
   }
-  for (const layers of [1, 64]) await run(layers, { requestBytes: 64 << 10, depth: 8, order: 'sequential', leadMs: 0, timedMs: TOUCH_MS_MAX, once: true })
+  for (const layers of [1, 64]) await run(layers, wholeSpan(64 << 10))
   for (let pair = 0; pair < DEPTH_PAIRS; pair++) {
     for (const layers of pair % 2 === 0 ? [1, 64] : [64, 1]) sums.set(layers, sums.get(layers)! + (await run(layers, {})))
   }
@@ -109,10 +121,14 @@ export function totalBytes(extents: readonly number[]): number {
   return extents.reduce((sum, value, index) => sum + (index % 2 === 1 ? value : 0), 0)
 }
 
-function measureCopy({ server, exportName }: Contender, row: Row, { disks }: MeasureOptions): Measured {
+async function measureCopy({ server, exportName }: Contender, row: Row, { disks }: MeasureOptions): Promise<Measured> {
+  const bytes = totalBytes(disks.byLayers[5].extents)
+  const before = await server.cpuSeconds()
   const started = performance.now()
   execute('nbdcopy', [`--connections=${row.connections}`, server.uri(row.transport, exportName), 'null:'])
-  return { rate: totalBytes(disks.byLayers[5].extents) / 1e3 / (performance.now() - started) }
+  const seconds = (performance.now() - started) / 1000
+  const cpuSeconds = (await server.cpuSeconds()) - before
+  return { rate: bytes / 1e6 / seconds, serverCpuUs: (cpuSeconds * 1e6) / (bytes / 2 ** 20) }
 }
 
 function measureFio({ server, exportName }: Contender, row: Row, { warm, timedMs, leadMs, seed }: MeasureOptions): Measured {
@@ -123,7 +139,7 @@ function measureFio({ server, exportName }: Contender, row: Row, { warm, timedMs
     '--time_based', `--runtime=${timedMs}ms`, `--ramp_time=${leadMs}ms`, '--output-format=json',
   ], { encoding: 'utf8' })
   if (status !== 0) throw new Error(`fio ended with ${status}\n${stderr}\n${stdout.slice(-2000)}`)
-  const { jobs } = JSON.parse(stdout.slice(stdout.indexOf('{'))) as { jobs: { read: { iops: number; lat_ns: { mean: number }; clat_ns: { percentile: Record<string, number> } }; usr_cpu: number; sys_cpu: number }[] }
+  const { jobs } = JSON.parse(stdout.slice(stdout.indexOf('{'))) as { jobs: { read: { iops: number; clat_ns: { percentile: Record<string, number> } }; usr_cpu: number; sys_cpu: number }[] }
   const [{ read, usr_cpu, sys_cpu }] = jobs
   return { rate: read.iops / 1000, p50Us: read.clat_ns.percentile['50.000000'] / 1000, p99Us: read.clat_ns.percentile['99.000000'] / 1000, clientCpu: (usr_cpu + sys_cpu) / 100 }
 }

@@ -9,14 +9,14 @@ import { Random } from '../../test/random.ts'
 /** Requests of one connection: reads, which are small, and writes, which carry their payload. */
 const READS_MAX = 1 << 16
 const WRITES_MAX = 1 << 12
-const WRITE_BYTES_MAX = 128 << 20
+const WRITE_BYTES_MAX = 256 << 20
 
 /**
  * Offsets of requests that a load may make, ascending.
  * @param options.everyBytes at most one in so many bytes
  */
-export function eligibleOffsets(disk: LoadDisk, span: Span, options: { requestBytes: number; everyBytes: number }): Float64Array {
-  const { requestBytes } = options
+export function eligibleOffsets(disk: LoadDisk, span: Span, options: Pick<Load, 'requestBytes' | 'everyBytes' | 'dataOnly'>): Float64Array {
+  const { requestBytes, dataOnly } = options
   const everyBytes = Math.max(options.everyBytes, requestBytes)
   const offsets: number[] = []
   let extent = 0
@@ -27,7 +27,7 @@ export function eligibleOffsets(disk: LoadDisk, span: Span, options: { requestBy
     for (let at = extent; at < disk.extents.length && disk.extents[at] < offset + requestBytes; at += 2) {
       dataBytes += Math.min(offset + requestBytes, disk.extents[at] + disk.extents[at + 1]) - Math.max(offset, disk.extents[at])
     }
-    if (dataBytes * 8 >= requestBytes * 7) offsets.push(offset)
+    if (!dataOnly || dataBytes * 8 >= requestBytes * 7) offsets.push(offset)
   }
   return Float64Array.from(offsets)
 }

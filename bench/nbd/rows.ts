@@ -38,9 +38,11 @@ const SEQUENTIAL = { requestBytes: 1 << 20, depth: 4, connections: 1, order: 'se
 const RANDOM = { requestBytes: 4096, depth: 1, connections: 1, order: 'random', fua: false } as const
 const COLD = { kind: 'cold', goals: { [PEERS.zstd4]: 1.5 } } as const
 
-function randomReads(transport: Transport, kind: Row['kind'], row: { bytes: number; depth: number; connections: number }, goals: Row['goals'] = {}): Row {
+const READS = { warm: '', all: 'whole disk, ', cold: 'cold ' } as const
+
+function randomReads(transport: Transport, kind: keyof typeof READS, row: { bytes: number; depth: number; connections: number }, goals: Row['goals'] = {}): Row {
   const { bytes, depth, connections } = row
-  const name = `${transport}: ${kind === 'warm' ? '' : `${kind} `}random read, ${bytes >> 10} KiB, depth ${depth}${connections === 1 ? '' : `, ${connections} connections`}`
+  const name = `${transport}: ${READS[kind]}random read, ${bytes >> 10} KiB, depth ${depth}${connections === 1 ? '' : `, ${connections} connections`}`
   return { ...RANDOM, name, transport, kind, requestBytes: bytes, depth, connections, goals }
 }
 

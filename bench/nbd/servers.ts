@@ -3,7 +3,7 @@
  */
 import { spawn } from 'node:child_process'
 import type { ChildProcess } from 'node:child_process'
-import { closeSync, existsSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { closeSync, existsSync, openSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
 import net from 'node:net'
 import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -12,6 +12,8 @@ export type Transport = 'unix' | 'tcp'
 
 const START_MS_MAX = 60_000
 const POLL_MS = 20
+/** USER_HZ of Linux, which is 100 wherever Node runs. */
+const CLOCK_TICKS = 100
 const launcher = path.resolve(import.meta.dirname, '../../tools/varve')
 let started = 0
 
@@ -57,6 +59,15 @@ export class Server implements AsyncDisposable {
     return server
   }
 
+  /** User and system time that it and its children have used, seconds, in steps of a clock tick. Children of connections that ended are waited for. */
+  async cpuSeconds(): Promise<number> {
+    const { pidFile } = this.#options
+    if (pidFile === undefined) return processCpuTicks(this.#process.pid!) / CLOCK_TICKS
+    const pid = Number(readFileSync(pidFile, 'utf8'))
+    while (children(pid).length > 0) await sleep(POLL_MS)
+    return processCpuTicks(pid) / CLOCK_TICKS
+  }
+
   address(transport: Transport): string {
     const address = this.#options.addresses[transport]
     if (address === undefined) throw new Error(`this server does not listen on ${transport}`)
@@ -73,6 +84,27 @@ export class Server implements AsyncDisposable {
     await this.#exited
     if (pidFile !== undefined && existsSync(pidFile)) await endProcess(Number(readFileSync(pidFile, 'utf8')))
     if (addresses.unix !== undefined) rmSync(addresses.unix.slice('unix:'.length), { force: true })
+  }
+}
+
+/** utime, stime, and those of children that were waited for (cutime, cstime): fields 14 to 17 of proc_pid_stat(5); and the same of children that run. */
+function processCpuTicks(pid: number): number {
+  const text = procText(`${pid}/stat`)
+  const fields = text.slice(text.lastIndexOf(')') + 2).split(' ').slice(11, 15)
+  return children(pid).reduce((sum, child) => sum + processCpuTicks(child), fields.reduce((sum, field) => sum + Number(field), 0))
+}
+
+function children(pid: number): number[] {
+  return readdirSync(`/proc/${pid}/task`).flatMap((task) => procText(`${pid}/task/${task}/children`).split(' ').filter((child) => child !== '').map(Number))
+}
+
+/** Empty if the process or thread has ended meanwhile. */
+function procText(file: string): string {
+  try {
+    return readFileSync(path.join('/proc', file), 'latin1')
+  } catch (error) {
+    if (['ENOENT', 'ESRCH'].includes((error as NodeJS.ErrnoException).code!)) return ''
+    throw error
   }
 }
 

@@ -29,7 +29,7 @@ const CONTENT_MIB = Number(process.env.VARVE_BENCH_MIB ?? 1024)
 /** Less than `varve serve` keeps in memory. */
 const WARM_MIB = Number(process.env.VARVE_BENCH_WARM_MIB ?? 192)
 const WRITTEN_BYTES = 128 << 20
-/** Of the highest depth that the goal allows: 64 layers cost at most this much more than 1. */
+/** Latency with 64 layers over that with 1. */
 const DEPTH_RATIO_MAX = 1.05
 
 /** What was measured of a row, by contender. */
@@ -46,6 +46,9 @@ export async function run(): Promise<BenchResult> {
   const directory = path.resolve(kept ?? path.join(scratch, 'disks'))
   const results: Results = new Map(rows.map((row) => [row, new Map()]))
   const loadBefore = loadavg()[0]
+  // An interrupted run ends its servers, of which one has left the process group, and removes what it made.
+  const interrupted = new AbortController()
+  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => interrupted.abort(new Error(`interrupted by ${signal}`)))
   try {
     mkdirSync(directory, { recursive: true })
     const disks = await prepareDisks(directory, { contentBytes: CONTENT_MIB * 2 ** 20, seed })
@@ -56,14 +59,14 @@ export async function run(): Promise<BenchResult> {
       const mine = rows.filter((row) => row.transport === transport)
       if (mine.length === 0) continue
       await using lineUp = await LineUp.start(disks, mine, { transport, scratch, peers })
-      await measureRows(lineUp, mine, options, results)
+      await measureRows(lineUp, mine, { ...options, signal: interrupted.signal }, results)
     }
     return {
       bench: 'nbd',
       machine: machine(),
       versions: { node: process.version, nbdkit: version('nbdkit', '--version'), 'qemu-nbd': version('qemu-nbd', '--version'), 'nbd-server': version('nbd-server', '-V'), nbdcopy: version('nbdcopy', '--version'), fio: version('fio', '--version') },
       seed,
-      figures: rows.flatMap((row) => figuresOf(row, results.get(row)!)),
+      figures: rows.map((row) => rateFigure(row, results.get(row)!)).concat(rows.flatMap((row) => besideFigures(row, results.get(row)!))),
       notes: notes(disks, loadBefore, results),
     }
   } finally {
@@ -71,7 +74,7 @@ export async function run(): Promise<BenchResult> {
   }
 }
 
-async function measureRows(lineUp: LineUp, rows: readonly Row[], options: MeasureOptions, results: Results): Promise<void> {
+async function measureRows(lineUp: LineUp, rows: readonly Row[], options: MeasureOptions & { signal: AbortSignal }, results: Results): Promise<void> {
   const add = (row: Row, name: string, measured: Measured): void => {
     const of = results.get(row)!
     of.set(name, [...(of.get(name) ?? []), measured])
@@ -81,6 +84,7 @@ async function measureRows(lineUp: LineUp, rows: readonly Row[], options: Measur
     const seeded = { ...options, seed: (options.seed + round) >>> 0 }
     await touchAll(lineUp, rows, round, seeded)
     for (const [index, row] of rows.entries()) {
+      options.signal.throwIfAborted()
       if (row.kind === 'cold') {
         for (const name of rotated(lineUp.freshNames(row), round + index)) {
           const contender = await lineUp.fresh(name)
@@ -115,20 +119,23 @@ function rotated<Item>(items: readonly Item[], by: number): Item[] {
   return [...items.slice(start), ...items.slice(0, start)]
 }
 
-/** Rate and, where they were measured, latencies. */
-function figuresOf(row: Row, results: Map<string, Measured[]>): Figure[] {
-  const peers = [...results.keys()].filter((name) => name !== OURS)
-  const of = (property: 'rate' | 'p50Us' | 'p99Us') => {
-    const values = (name: string): number[] => results.get(name)!.map((measured) => measured[property]!)
-    return { ours: values(OURS), peers: Object.fromEntries(peers.map((name) => [name, values(name)])) }
-  }
-  if (row.kind === 'depth') return [figure({ name: row.name, unit: unitOf(row), ...of('rate'), moreIsBetter: false, oursMax: DEPTH_RATIO_MAX })]
-  const figures = [figure({ name: row.name, unit: unitOf(row), ...of('rate'), moreIsBetter: true, ratioMinTo: row.goals })]
-  if (results.get(OURS)![0].p50Us === undefined) return figures
-  for (const property of ['p50Us', 'p99Us'] as const) {
-    figures.push(figure({ name: `${row.name}: ${property.slice(0, 3)}`, unit: 'µs', ...of(property), moreIsBetter: false }))
-  }
-  return figures
+/** A measured property of all contenders, as `figure` takes it. */
+function valuesOf(results: Map<string, Measured[]>, property: keyof Measured): { ours: number[]; peers: Record<string, number[]> } {
+  const { [OURS]: ours, ...peers } = Object.fromEntries([...results].map(([name, measured]) => [name, measured.map((one) => one[property]!)]))
+  return { ours, peers }
+}
+
+function rateFigure(row: Row, results: Map<string, Measured[]>): Figure {
+  const common = { name: row.name, unit: unitOf(row), ...valuesOf(results, 'rate') }
+  return row.kind === 'depth' ? figure({ ...common, moreIsBetter: false, oursMax: DEPTH_RATIO_MAX }) : figure({ ...common, moreIsBetter: true, ratioMinTo: row.goals })
+}
+
+/** What else was measured of a row. */
+function besideFigures(row: Row, results: Map<string, Measured[]>): Figure[] {
+  const properties = [['p50Us', 'p50', 'µs'], ['p99Us', 'p99', 'µs'], ['serverCpuUs', 'server CPU', row.kind === 'copy' ? 'µs/MiB' : 'µs/request']] as const
+  return properties
+    .filter(([property]) => results.get(OURS)![0][property] !== undefined)
+    .map(([property, name, unit]) => figure({ name: `${row.name}: ${name}`, unit, ...valuesOf(results, property), moreIsBetter: false }))
 }
 
 function notes(disks: Disks, loadBefore: number, results: Results): string[] {
@@ -139,8 +146,8 @@ function notes(disks: Disks, loadBefore: number, results: Results): string[] {
   })
   return [
     `disk: ${disks.files} files of /usr, ${(totalBytes(extents) / 2 ** 20).toFixed(0)} MiB of data in ${(sizeBytes / 2 ** 20).toFixed(0)} MiB; in a chain each cluster of 64 KiB lies in a random image; warm reads within ${WARM_MIB} MiB of data`,
-    `${ROUNDS} rounds in turns, ${TIMED_MS} ms each after a lead of ${LEAD_MS} ms; reads by simple replies, nothing negotiated; a sample of what was read or written is compared after each`,
-    'page cache warm for all, compressed files too; a cold server is a process just started, and its first second includes the compiling of its own code',
+    `${ROUNDS} rounds in turns, ${TIMED_MS} ms each after a lead of ${LEAD_MS} ms, cold ones four times as long; reads by simple replies, nothing negotiated; after each load of ours a sample of what was read or written is read again and compared`,
+    'page cache warm for all, compressed files too; a cold server is a process just started, and compiles its own code while it is measured',
     'nbdcopy passes over holes, which nbd-server does not tell; all of a disk may be more than our cache holds, and is never more than the page cache does',
     'a write without FUA reaches the page cache, or memory; nbdkit memory has nothing to make durable',
     `client and servers share ${machine().cores} cores: the client's part is below; load average ${loadBefore.toFixed(1)} before, ${loadavg()[0].toFixed(1)} after`,
