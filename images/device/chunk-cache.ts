@@ -10,6 +10,7 @@
 import { digestToHex } from '../chunk/digest.ts'
 import type { Digest } from '../chunk/digest.ts'
 import { CHUNK_BYTES_MAX } from '../chunk/limits.ts'
+import { preferHugePages } from '../native/libc.ts'
 
 /** Content starts at a multiple of this in its segment, bytes. */
 const ALIGN_BYTES = 64
@@ -111,7 +112,9 @@ export class ChunkCache {
   /** A cache in new memory, for the last one of `threads`: the others attach to its memory. */
   static create({ bytesMax, threads = 1 }: { bytesMax: number; threads?: number }): ChunkCache {
     const { segments, segmentBytes, tableWords } = layoutOf(bytesMax, threads)
-    return new ChunkCache({ content: new SharedArrayBuffer(segments * segmentBytes), table: new SharedArrayBuffer(tableWords * 4), bytesMax, threads }, threads - 1)
+    const content = new SharedArrayBuffer(segments * segmentBytes)
+    preferHugePages(new Uint8Array(content))
+    return new ChunkCache({ content, table: new SharedArrayBuffer(tableWords * 4), bytesMax, threads }, threads - 1)
   }
 
   /** @param thread number of this thread, below `memory.threads`; no other uses it at the same time */

@@ -11,10 +11,13 @@ const llistxattr = libc.func('long llistxattr(const void *path, _Out_ void *list
 const lgetxattr = libc.func('long lgetxattr(const void *path, const void *name, _Out_ void *value, size_t size)')
 const lseek = libc.func('int64_t lseek(int fd, int64_t offset, int whence)')
 const flock = libc.func('int flock(int fd, int operation)')
+const madvise = libc.func('int madvise(uintptr_t start, size_t length, int advice)')
 const fallocate = libc.func('int fallocate(int fd, int mode, int64_t offset, int64_t length)')
 
 const SEEK_DATA = 3
 const SEEK_HOLE = 4
+const MADV_HUGEPAGE = 14
+const PAGE_BYTES = 4096
 const LOCK_SH = 1
 const LOCK_EX = 2
 const LOCK_NB = 4
@@ -115,6 +118,15 @@ export function tryLock(fd: number, mode: 'shared' | 'exclusive' = 'exclusive'):
   if (flock(fd, (mode === 'shared' ? LOCK_SH : LOCK_EX) | LOCK_NB) === 0) return true
   if (koffi.errno() === EWOULDBLOCK) return false
   throw failed('flock', `file descriptor ${fd}`)
+}
+
+/**
+ * Asks the kernel for large pages for memory that is used at random: fewer faults, and half the time to reach a place that was not reached lately.
+ * A kernel that has none does without. @param bytes much larger than a large page
+ */
+export function preferHugePages(bytes: Uint8Array): void {
+  const start = Math.ceil(Number(koffi.address(bytes)) / PAGE_BYTES) * PAGE_BYTES
+  madvise(start, bytes.length - PAGE_BYTES, MADV_HUGEPAGE)
 }
 
 /** Frees the space of a range of a file, which reads as zeroes afterwards. @returns false where the filesystem cannot */
