@@ -7,10 +7,13 @@
  * contention. An entry's version is odd while it is valid, and never the same again after it was given up: so a thread finds out by its
  * ticket alone, without a lock and without a look at the digest, whether what it found earlier is still there.
  */
+import { randomUUID } from 'node:crypto'
+import { BroadcastChannel } from 'node:worker_threads'
 import { digestToHex } from '../chunk/digest.ts'
 import type { Digest } from '../chunk/digest.ts'
 import { CHUNK_BYTES_MAX } from '../chunk/limits.ts'
 import { preferHugePages } from '../native/libc.ts'
+import type { WantedChunks } from './cache-filler.ts'
 
 /** Content starts at a multiple of this in its segment, bytes. */
 const ALIGN_BYTES = 64
@@ -67,6 +70,8 @@ export interface ChunkCacheMemory {
   table: SharedArrayBuffer
   bytesMax: number
   threads: number
+  /** Name of the BroadcastChannel on which a thread is told what will be asked for (cache-filler.ts), if there is one. */
+  fillChannel: string | undefined
 }
 
 interface Layout {
@@ -104,17 +109,18 @@ export class ChunkCache {
   readonly #pins: number
   /** The segment that this thread fills, or -1. */
   #open = -1
+  #channel: BroadcastChannel | undefined
   #hits = 0
   #misses = 0
   /** Requests under way of stores that answer late, by digest. */
   readonly #pending = new Map<string, Promise<Uint8Array>>()
 
   /** A cache in new memory, for the last one of `threads`: the others attach to its memory. */
-  static create({ bytesMax, threads = 1 }: { bytesMax: number; threads?: number }): ChunkCache {
+  static create({ bytesMax, threads = 1, hasFiller = false }: { bytesMax: number; threads?: number; hasFiller?: boolean }): ChunkCache {
     const { segments, segmentBytes, tableWords } = layoutOf(bytesMax, threads)
     const content = new SharedArrayBuffer(segments * segmentBytes)
     preferHugePages(new Uint8Array(content))
-    return new ChunkCache({ content, table: new SharedArrayBuffer(tableWords * 4), bytesMax, threads }, threads - 1)
+    return new ChunkCache({ content, table: new SharedArrayBuffer(tableWords * 4), bytesMax, threads, fillChannel: hasFiller ? `varve ${randomUUID()}` : undefined }, threads - 1)
   }
 
   /** @param thread number of this thread, below `memory.threads`; no other uses it at the same time */
@@ -209,6 +215,22 @@ export class ChunkCache {
     return entry
   }
 
+  /** True if `fillSoon` has an effect. */
+  get canFill(): boolean {
+    return this.memory.fillChannel !== undefined
+  }
+
+  /** Says which chunks will be asked for soon, so that they are here by then. */
+  fillSoon(wanted: WantedChunks): void {
+    const { fillChannel } = this.memory
+    if (fillChannel === undefined) return
+    if (this.#channel === undefined) {
+      this.#channel = new BroadcastChannel(fillChannel)
+      this.#channel.unref()
+    }
+    this.#channel.postMessage(wanted)
+  }
+
   /** The request for a chunk that is under way in this thread, if there is one. */
   asked(digest: Digest): Promise<Uint8Array> | undefined {
     if (this.#pending.size === 0) return undefined
@@ -246,6 +268,7 @@ export class ChunkCache {
   /** Forgets the segment that this thread fills, so that another may use it. For a thread that ends. */
   [Symbol.dispose](): void {
     if (this.#open >= 0) this.#close()
+    this.#channel?.close()
   }
 
   #pin(entry: number, version: number): boolean {

@@ -4,17 +4,21 @@
 import type { BlockMap } from '../blockmap/block-map.ts'
 import { HOLE, SPECIAL_MIN, ZERO } from '../blockmap/extent-columns.ts'
 import { digestWords } from '../chunk/chunk-table.ts'
-import { digestToHex } from '../chunk/digest.ts'
+import { DIGEST_BYTES, digestToHex } from '../chunk/digest.ts'
 import { VarveError } from '../errors.ts'
 import type { ChunkStore } from '../store/chunk-store.ts'
 import { checkRange } from './block-device.ts'
 import type { BlockDevice, DeviceExtent, DeviceView, ExtentType } from './block-device.ts'
 import { ChunkTickets } from './chunk-cache.ts'
 import type { ChunkCache } from './chunk-cache.ts'
+import { READ_AHEAD_BYTES, SequentialReaders } from './sequential-readers.ts'
 
 /** Chunks that one read waits for at a time, so that a read over many tiny chunks is bounded in memory. */
 const CHUNKS_AWAITED_MAX = 64
 
+const DIGEST_WORDS = DIGEST_BYTES / 4
+/** Chunks that are asked for at a time ahead of a reader. */
+const CHUNKS_AHEAD_MAX = 1024
 /** A view of so many bytes may have another part. */
 const VIEW_PART_BYTES_MIN = 16 << 10
 const ZEROES = Buffer.alloc(64 << 10)
@@ -50,6 +54,7 @@ export class MapDevice implements BlockDevice {
   readonly #cache: ChunkCache
   readonly #digests: Uint32Array
   readonly #tickets: ChunkTickets
+  readonly #readers = new SequentialReaders()
   #closed = false
 
   /** Store and cache are borrowed: closing the device leaves them open. */
@@ -65,7 +70,9 @@ export class MapDevice implements BlockDevice {
 
   read(into: Uint8Array, offset: number): void | Promise<void> {
     this.#check(offset, into.length)
-    return into.length === 0 ? undefined : this.#readFrom(into, offset, 0)
+    if (into.length === 0) return
+    this.#readAhead(offset, into.length)
+    return this.#readFrom(into, offset, 0)
   }
 
   view(offset: number, length: number): DeviceView | undefined {
@@ -74,6 +81,7 @@ export class MapDevice implements BlockDevice {
     const first = map.indexAt(offset)
     const partsMax = 1 + Math.floor(length / VIEW_PART_BYTES_MIN)
     if (first + partsMax < map.extentCount && map.starts[first + partsMax] < offset + length) return undefined
+    this.#readAhead(offset, length)
     const view = new PinnedView(this.#cache)
     try {
       for (let at = offset, index = first; at < offset + length; index++) {
@@ -95,6 +103,27 @@ export class MapDevice implements BlockDevice {
       view.release()
       throw error
     }
+  }
+
+  /** Has the cache filled ahead of a reader that goes on where it was. */
+  #readAhead(offset: number, length: number): void {
+    if (!this.#cache.canFill) return
+    const from = this.#readers.note(offset, length)
+    if (from < 0 || from >= this.sizeBytes) return
+    const map = this.map
+    const chunks = new Set<number>()
+    const end = Math.min(offset + length + READ_AHEAD_BYTES, this.sizeBytes)
+    for (let index = map.indexAt(from); index < map.extentCount && map.starts[index] < end && chunks.size < CHUNKS_AHEAD_MAX; index++) {
+      if (map.refs[index] < SPECIAL_MIN) chunks.add(map.refs[index])
+    }
+    const digests = new Uint32Array(chunks.size * DIGEST_WORDS)
+    const lengths = new Uint32Array(chunks.size)
+    let count = 0
+    for (const chunk of chunks) {
+      digests.set(this.#digests.subarray(chunk * DIGEST_WORDS, (chunk + 1) * DIGEST_WORDS), count * DIGEST_WORDS)
+      lengths[count++] = map.chunkBytes[chunk]
+    }
+    this.#cache.fillSoon({ digests, lengths })
   }
 
   /** The pinned entry of a chunk, which is read if that can be done at once; else -1. */

@@ -6,7 +6,9 @@ import { InvalidArgumentError, Option } from 'commander'
 import type { Command } from 'commander'
 import { pino } from 'pino'
 import { NbdServer } from '@varve/blockserver/nbd/server.ts'
+import { CacheFiller } from '@varve/images/device/cache-filler.ts'
 import { ChunkCache } from '@varve/images/device/chunk-cache.ts'
+import { packsDirectory } from '@varve/images/store/home.ts'
 import { CACHE_BYTES_MAX, HomeExports } from '../exports.ts'
 import { action } from '../invocation.ts'
 import { exportsOfHome } from '../served-exports.ts'
@@ -23,8 +25,12 @@ export function addServeCommand(program: Command): void {
       await using home = await invocation.openHome()
       const log = pino({ level: options.logLevel }, pino.destination({ dest: 2, sync: true }))
       const { threads } = options
-      // The last one is this thread.
-      const cache = ChunkCache.create({ bytesMax: CACHE_BYTES_MAX, threads: threads + 1 })
+      // After the server's threads the one that fills the cache, and this one.
+      const cache = ChunkCache.create({ bytesMax: CACHE_BYTES_MAX, threads: threads + 2, hasFiller: true })
+      await using _filler = new CacheFiller({ packsDirectory: packsDirectory(home.directory), memory: cache.memory, thread: threads }, (error) => {
+        log.error({ err: error }, 'the thread that reads ahead failed')
+        cache.threadEnded(threads)
+      })
       await using server = await NbdServer.listen(options.nbd, {
         threads, exports: exportsOfHome(home.directory, cache), threadEnded: (thread) => cache.threadEnded(thread), log,
       })
