@@ -43,10 +43,13 @@ export function varve(home: string, args: string[], options: { expect?: number; 
 /** `varve serve` in the background. */
 export class VarveServer implements AsyncDisposable {
   readonly process: ChildProcess
+  /** Where it serves NBD, as it says: a port 0 is replaced by the one that was chosen. */
+  readonly addresses: readonly string[]
   readonly #exited: Promise<number | NodeJS.Signals>
 
-  private constructor(child: ChildProcess, exited: Promise<number | NodeJS.Signals>) {
+  private constructor(child: ChildProcess, addresses: readonly string[], exited: Promise<number | NodeJS.Signals>) {
     this.process = child
+    this.addresses = addresses
     this.#exited = exited
   }
 
@@ -57,19 +60,18 @@ export class VarveServer implements AsyncDisposable {
     let stdout = ''
     let stderr = ''
     child.stderr.on('data', (bytes: Buffer) => (stderr = (stderr + bytes.toString()).slice(-8000)))
-    await new Promise<void>((resolve, reject) => {
+    const addresses = await new Promise<string[]>((resolve, reject) => {
       child.stdout.on('data', (bytes: Buffer) => {
         stdout += bytes.toString()
         try {
-          JSON.parse(stdout)
+          resolve(JSON.parse(stdout).nbd)
         } catch {
-          return
+          // The document is not whole yet.
         }
-        resolve()
       })
       void exited.then((status) => reject(new Error(`varve serve ended with ${status}\n${stdout}\n${stderr}`)))
     })
-    return new VarveServer(child, exited)
+    return new VarveServer(child, addresses, exited)
   }
 
   /** Asks it to end, and waits. @returns exit status, or the signal that ended it */

@@ -10,7 +10,6 @@ import type { NbdLimits } from './limits.ts'
 import type { MemoryBudget } from './memory-budget.ts'
 import type { NbdMetrics } from './metrics.ts'
 import type { SlabPool } from './slab.ts'
-import { duplicate } from './socket-calls.ts'
 import { Transmission } from './transmission.ts'
 import { type SocketLoop, SocketTransport } from './transport.ts'
 
@@ -114,12 +113,13 @@ export class Connection {
 
   /** The socket goes with all that was read from it and not used. */
   #move({ state, thread }: HandshakeMoves, startMs: number): Move | undefined {
-    if (this.#closed || this.#peerEnded) {
+    // A socket whose peer is gone is destroyed before that is told.
+    const fd = this.#closed || this.#peerEnded ? undefined : this.#transport.duplicate()
+    if (fd === undefined) {
       this.#transport.destroy()
       return undefined
     }
     const { id, handshake: earlier } = this.#arrival
-    const fd = duplicate(this.#transport.fd)
     this.#transport.pause()
     const unread = Buffer.concat([state.unread, this.#stream.rest()])
     this.#transport.destroy()

@@ -117,7 +117,13 @@ export class NbdServer implements AsyncDisposable {
       socket.destroy()
       return
     }
-    const arrival: Arrival = { id: ++this.#accepted, fd: takeDescriptor(socket) }
+    const fd = takeDescriptor(socket)
+    if (fd === undefined) {
+      this.#refused++
+      this.#log.error('connection refused: the process may have no more descriptors')
+      return
+    }
+    const arrival: Arrival = { id: ++this.#accepted, fd }
     this.#open.add(arrival.id)
     this.#served.take(arrival)
   }
@@ -132,9 +138,9 @@ export class NbdServer implements AsyncDisposable {
 
 /**
  * The descriptor of an accepted socket, which Node gives to nobody: so this is the one use of something that it does not document. The socket
- * that it made is closed; the connection is not, since the descriptor is another one.
+ * that it made is closed; the connection is not, since the descriptor is another one. Undefined if there can be none: then the connection is closed.
  */
-function takeDescriptor(socket: net.Socket): number {
+function takeDescriptor(socket: net.Socket): number | undefined {
   const { fd } = (socket as unknown as { _handle: { fd: number } })._handle
   const taken = duplicate(fd)
   socket.destroy()

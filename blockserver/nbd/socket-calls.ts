@@ -70,11 +70,10 @@ function isLater(): boolean {
   return errno === EAGAIN || errno === EINTR
 }
 
-/** Another descriptor of the same socket, which is open as long as one of them is. */
-export function duplicate(fd: number): number {
+/** Another descriptor of the same socket, which is open as long as one of them is. Undefined if the process may have no more. */
+export function duplicate(fd: number): number | undefined {
   const other = Number(fcntl(fd, F_DUPFD_CLOEXEC, 0))
-  if (other < 0) throw new Error(`fcntl(F_DUPFD_CLOEXEC) of descriptor ${fd} failed with errno ${koffi.errno()}`)
-  return other
+  return other < 0 ? undefined : other
 }
 
 /** Sockets that are waited for together: struct pollfd of poll(2), one after another. */

@@ -5,7 +5,7 @@
 import net from 'node:net'
 import type { BusyLoop, BusyMember } from './busy-loop.ts'
 import { RECEIVE_BUFFER_BYTES } from './limits.ts'
-import { POLLIN, POLLOUT, receiveNow, sendNow } from './socket-calls.ts'
+import { duplicate, POLLIN, POLLOUT, receiveNow, sendNow } from './socket-calls.ts'
 
 /** Something to be written. */
 export interface Outgoing {
@@ -108,6 +108,11 @@ export class SocketTransport implements Transport, BusyMember {
 
   get isPrompt(): boolean {
     return this.#busy
+  }
+
+  /** Another descriptor of the socket, the caller's. Undefined if there can be none, or the socket is destroyed already: its own may be that of another by now. */
+  duplicate(): number | undefined {
+    return this.#socket.destroyed ? undefined : duplicate(this.fd)
   }
 
   write(outgoing: Outgoing): boolean {

@@ -3,53 +3,21 @@
  * and a second server of the same home. The clients are not ours: nbdinfo, nbdcopy, qemu-io.
  */
 import assert from 'node:assert/strict'
-import { spawn, spawnSync } from 'node:child_process'
-import type { ChildProcess } from 'node:child_process'
-import { once } from 'node:events'
-import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { spawnSync } from 'node:child_process'
+import { readFileSync } from 'node:fs'
 import path from 'node:path'
 import test from 'node:test'
 import { LoopPartition } from '../composer/compose/raw-disk.ts'
-import { ScratchDirectory, varve, VarveServer } from '../varve-command.ts'
+import { varve } from '../varve-command.ts'
+import { DeskHome } from './desk-home.ts'
+import { QemuIo } from './qemu-io.ts'
 
 /** Where the tests write: free space of the root filesystem, blocks of this size. */
 const WRITE_BYTES = 65_536
 
-/** A home with the layer `files@1`, and the CVD `desk` of it. */
-class DeskHome implements Disposable {
-  readonly scratch = new ScratchDirectory('cli-serve')
-  readonly path = this.scratch.join('home')
-  readonly composed: any
-
-  constructor() {
-    const source = this.scratch.join('source')
-    mkdirSync(source)
-    writeFileSync(path.join(source, 'hello'), 'hello from the layer\n')
-    varve(this.path, ['layer', 'import', 'files', `dir:${source}`, '--kind', 'base'])
-    varve(this.path, ['cvd', 'create', 'desk', '--layer', 'files', '--boot', 'none'])
-    this.composed = varve(this.path, ['compose', 'desk']).json
-  }
-
-  socket(name = 'nbd'): string {
-    return this.scratch.join(`${name}.sock`)
-  }
-
-  uri(disk: string, socket = this.socket()): string {
-    return `nbd+unix:///${encodeURIComponent(disk)}?socket=${socket}`
-  }
-
-  serve(socket = this.socket()): Promise<VarveServer> {
-    return VarveServer.start(this.path, `unix:${socket}`)
-  }
-
-  /** Somewhere in the middle of the disk. */
-  get freeOffset(): number {
-    return Math.floor(this.composed.sizeBytes / 2 / WRITE_BYTES) * WRITE_BYTES
-  }
-
-  [Symbol.dispose](): void {
-    this.scratch[Symbol.dispose]()
-  }
+/** Somewhere in the middle of the disk. */
+function freeOffset(home: DeskHome): number {
+  return Math.floor(home.composed.sizeBytes / 2 / WRITE_BYTES) * WRITE_BYTES
 }
 
 function command(program: string, ...args: string[]): { status: number | null; stdout: string; stderr: string } {
@@ -69,41 +37,6 @@ function write(uri: string, offset: number, pattern: number): void {
   assert.doesNotMatch(stdout, /failed/)
 }
 
-/** qemu-io that stays connected while the test does something else. */
-class Client implements AsyncDisposable {
-  readonly #process: ChildProcess
-  readonly #exited: Promise<unknown>
-  #output = ''
-
-  private constructor(child: ChildProcess) {
-    this.#process = child
-    this.#exited = new Promise((resolve) => child.on('close', resolve))
-    for (const stream of [child.stdout!, child.stderr!]) stream.on('data', (bytes: Buffer) => (this.#output += bytes.toString()))
-  }
-
-  static async open(uri: string): Promise<Client> {
-    const client = new Client(spawn('qemu-io', ['-f', 'raw', uri], { stdio: 'pipe' }))
-    await client.type('length', /^\d|[KMG]iB/m)
-    return client
-  }
-
-  /** Types a command, and waits until what was printed since shows that it was done. */
-  async type(command: string, done: RegExp): Promise<void> {
-    this.#output = ''
-    this.#process.stdin!.write(`${command}\n`)
-    while (!done.test(this.#output)) {
-      const ended = await Promise.race([this.#exited.then(() => true), once(this.#process.stdout!, 'data').then(() => false)])
-      if (ended) throw new Error(`qemu-io ended:\n${this.#output}`)
-    }
-    assert.doesNotMatch(this.#output, /failed/)
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    this.#process.stdin!.end()
-    await this.#exited
-  }
-}
-
 /** The disk holds blocks of this byte there. */
 function assertHolds(uri: string, offset: number, pattern: number): void {
   const { status, stdout, stderr } = command('qemu-io', '-r', '-f', 'raw', '-c', `read -P ${pattern} ${offset} ${WRITE_BYTES}`, uri)
@@ -114,7 +47,7 @@ function assertHolds(uri: string, offset: number, pattern: number): void {
 
 test('a CVD is writable, its snapshots and layers are read-only, and each shows its own bytes', async () => {
   using home = new DeskHome()
-  const offset = home.freeOffset
+  const offset = freeOffset(home)
   {
     await using server = await home.serve()
     write(home.uri('desk'), offset, 0x11)
@@ -177,17 +110,17 @@ test('what is not there is refused, and the server goes on', async () => {
 
 test('of two servers of one home only one serves a CVD at a time; the other says so, and takes over when it can', async () => {
   using home = new DeskHome()
-  const offset = home.freeOffset
+  const offset = freeOffset(home)
   await using first = await home.serve()
-  await using second = await home.serve(home.socket('second'))
+  await using second = await home.serve(`unix:${home.socket('second')}`)
   const there = home.uri('desk', home.socket('second'))
   {
-    await using holder = await Client.open(home.uri('desk'))
-    await holder.type(`write -P 0x44 ${offset} ${WRITE_BYTES}`, /^wrote /m)
+    await using holder = await QemuIo.open('-f', 'raw', home.uri('desk'))
+    await holder.type(`write -P 0x44 ${offset} ${WRITE_BYTES}`)
     const { status, stderr } = command('qemu-io', '-r', '-f', 'raw', '-c', 'length', there)
     assert.notEqual(status, 0)
     assert.match(stderr, /in use by another process/)
-    await holder.type(`read -P 0x44 ${offset} ${WRITE_BYTES}`, /^read /m)
+    await holder.type(`read -P 0x44 ${offset} ${WRITE_BYTES}`)
   }
   // Layers are anybody's.
   assert.equal(info(home.uri('layer:files@1', home.socket('second'))).is_read_only, true)

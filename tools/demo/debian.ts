@@ -45,30 +45,7 @@ export function kernelPackage(): string {
 
 /** A small initrd: busybox and the modules of `version` below `root`, mounting the filesystem that `root=` names. */
 export function buildInitrd(root: string, version: string, file: string, scratch: string): void {
-  run('depmod', ['-b', root, version])
-  const modules = new Set<string>()
-  for (const module of BOOT_MODULES) {
-    for (const line of run('modprobe', ['-d', root, '-S', version, '--show-depends', module]).split('\n')) {
-      const found = /^insmod (\S+)/.exec(line)
-      if (found !== null) modules.add(found[1])
-    }
-  }
-  for (const folder of ['bin', 'dev', 'proc', 'sys', 'root', 'modules']) mkdirSync(path.join(scratch, folder), { recursive: true })
-  copyFileSync('/bin/busybox', path.join(scratch, 'bin/busybox'))
-  const loads: string[] = []
-  for (const module of modules) {
-    const name = path.basename(module).replace(/\.(xz|zst)$/, '')
-    const target = path.join(scratch, 'modules', name)
-    if (module.endsWith('.xz')) writeFileSync(target, execFileSync('xz', ['-dc', module], { maxBuffer: 64 << 20 }))
-    else copyFileSync(module, target)
-    loads.push(`/bin/busybox insmod /modules/${name}`)
-  }
-  writeFileSync(path.join(scratch, 'init'), `#!/bin/busybox sh
-/bin/busybox mount -t devtmpfs dev /dev
-/bin/busybox mount -t proc proc /proc
-/bin/busybox mount -t sysfs sys /sys
-${loads.join('\n')}
-for argument in $(/bin/busybox cat /proc/cmdline); do
+  packInitrd({ root, version, file, scratch, modules: BOOT_MODULES, init: `for argument in $(/bin/busybox cat /proc/cmdline); do
   case $argument in root=*) wanted=\${argument#root=} ;; esac
 done
 tries=0
@@ -83,9 +60,64 @@ while [ $tries -lt 100 ]; do
 done
 /bin/busybox mount -t ext4 "$device" /root || { echo "no root filesystem $wanted"; /bin/busybox poweroff -f; }
 exec /bin/busybox switch_root /root /sbin/init
-`)
+` })
+}
+
+export interface InitrdOptions {
+  /** Holds `lib/modules/VERSION`. */
+  root: string
+  version: string
+  /** Where the initrd goes. */
+  file: string
+  /** Is filled with what the initrd holds. */
+  scratch: string
+  /** Kernel modules to load, with their parameters; what they depend on is loaded before. */
+  modules: readonly string[]
+  /** Programs of this machine, by absolute path, with the libraries that they need. */
+  programs?: readonly string[]
+  /** Shell commands, run as process 1 when /dev, /proc and /sys are there and the modules loaded. */
+  init: string
+}
+
+/** An initrd of busybox, kernel modules, programs and what they are to do. */
+export function packInitrd({ root, version, file, scratch, modules, programs = [], init }: InitrdOptions): void {
+  run('depmod', ['-b', root, version])
+  const loads = new Map<string, string>()
+  for (const [module, ...parameters] of modules.map((line) => line.split(' '))) {
+    for (const line of run('modprobe', ['-d', root, '-S', version, '--show-depends', module]).split('\n')) {
+      const found = /^insmod (\S+)/.exec(line)?.[1]
+      if (found === undefined) continue
+      const name = path.basename(found).replace(/\.(xz|zst)$/, '')
+      if (!loads.has(found)) loads.set(found, `/bin/busybox insmod /modules/${name}`)
+      if (name === `${module}.ko` && parameters.length > 0) loads.set(found, `/bin/busybox insmod /modules/${name} ${parameters.join(' ')}`)
+    }
+  }
+  for (const folder of ['bin', 'dev', 'proc', 'sys', 'root', 'modules']) mkdirSync(path.join(scratch, folder), { recursive: true })
+  copyFileSync('/bin/busybox', path.join(scratch, 'bin/busybox'))
+  for (const module of loads.keys()) {
+    const target = path.join(scratch, 'modules', path.basename(module).replace(/\.(xz|zst)$/, ''))
+    if (module.endsWith('.xz')) writeFileSync(target, execFileSync('xz', ['-dc', module], { maxBuffer: 64 << 20 }))
+    else copyFileSync(module, target)
+  }
+  for (const program of programs) {
+    for (const needed of [program, ...libraries(program)]) {
+      mkdirSync(path.dirname(path.join(scratch, needed)), { recursive: true })
+      copyFileSync(needed, path.join(scratch, needed))
+    }
+  }
+  writeFileSync(path.join(scratch, 'init'), `#!/bin/busybox sh
+/bin/busybox mount -t devtmpfs dev /dev
+/bin/busybox mount -t proc proc /proc
+/bin/busybox mount -t sysfs sys /sys
+${[...loads.values()].join('\n')}
+${init}`)
   chmodSync(path.join(scratch, 'init'), 0o755)
   execFileSync('sh', ['-c', `cd "$1" && find . | LC_ALL=C sort | cpio --quiet -o -H newc | gzip -n -1 > "$2"`, 'sh', scratch, file])
+}
+
+/** Shared libraries that a program loads, and their loader. */
+function libraries(program: string): string[] {
+  return [...run('ldd', [program]).matchAll(/(\/\S+) \(0x/g)].map((match) => match[1])
 }
 
 /** What the demo's guest does when it starts. */

@@ -11,7 +11,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { VarveError } from '@varve/images/errors.ts'
 import { NbdClient, NbdRequestError } from '@varve/blockserver/nbd/client.ts'
 import { Random, testSeed } from '../../random.ts'
-import { counted, go, metaContext, option, request, uint32 } from './raw-peer.ts'
+import { attack, hostileSession } from './hostile-peer.ts'
 import { serve } from './serving.ts'
 import { TestDisk } from './test-disk.ts'
 
@@ -19,75 +19,6 @@ const MiB = 1024 * 1024
 const FRAMES = 20_000
 const SESSIONS_AT_ONCE = 8
 const MEMORY_BYTES_MAX = 256 * MiB
-
-function someName(random: Random): Buffer {
-  return random.chance(0.7) ? Buffer.from(random.pick(['victim', '', 'honest', 'missing'])) : random.bytes(random.pick([1, 40, 4096, 4097, 60_000]))
-}
-
-function someOption(random: Random): Buffer {
-  switch (random.below(9)) {
-    case 0: return option(3)
-    case 1: return option(8)
-    case 2: return go(someName(random), [0, 1, 2, 3], 6)
-    case 3: return metaContext(10, 'victim', ['base:allocation'])
-    case 4: return metaContext(9, random.pick(['victim', 'missing']), random.pick([[], ['base:'], ['x'], Array.from({ length: 130 }, () => 'a:b')]))
-    case 5: return option(random.uint32(), random.bytes(random.below(300)))
-    case 6: return option(random.pick([1, 3, 5, 6, 7, 8, 9, 10]), random.bytes(random.below(2000)))
-    case 7: return option(random.pick([6, 7, 9, 10]), Buffer.concat([counted(someName(random)), uint32(random.uint32())]))
-    default: return Buffer.concat([Buffer.from('IHAVEOPT'), uint32(random.below(13)), uint32(random.pick([0, 1, 65_536, 65_537, 0x7fff_ffff, 0xffff_ffff]))])
-  }
-}
-
-function someRequest(random: Random): Buffer[] {
-  const length = random.chance(0.9) ? random.pick([0, 1, 511, 4096, 65_536, random.below(100_000)]) : random.pick([1_000_000, 4_000_000, 32 * MiB, 33 * MiB, 0xffff_ffff])
-  const type = random.chance(0.95) ? random.pick([0, 0, 1, 1, 3, 4, 5, 6, 7]) : random.below(65_536)
-  const offset = random.chance(0.9) ? BigInt(random.below(5 * MiB)) : BigInt(random.uint32()) << BigInt(random.below(33))
-  const flags = random.chance(0.7) ? 0 : random.chance(0.8) ? random.below(32) : random.below(65_536)
-  const header = request({ type, flags, offset, length, cookie: BigInt(random.uint32()) })
-  // Most payloads are there; some are short, so that what follows is taken for payload.
-  return type === 1 ? [header, Buffer.alloc(random.chance(0.98) ? Math.min(length, 200_000) : random.below(1000), random.below(256))] : [header]
-}
-
-function mutated(random: Random, bytes: Buffer): Buffer {
-  const copy = Buffer.from(bytes)
-  for (let count = random.between(1, 3); count > 0 && copy.length > 0; count--) copy[random.below(Math.min(copy.length, 64))] ^= 1 << random.below(8)
-  return random.chance(0.2) ? copy.subarray(0, random.below(copy.length + 1)) : copy
-}
-
-/** The frames of one hostile session. */
-function session(random: Random): Buffer[] {
-  const frames: Buffer[] = [random.chance(0.95) ? uint32(random.below(4)) : random.bytes(random.below(8))]
-  // Most of them behave until they are in.
-  if (random.chance(0.75)) frames.push(option(8), metaContext(10, 'victim', ['base:allocation']))
-  else for (let count = random.below(8); count > 0; count--) frames.push(someOption(random))
-  if (random.chance(0.9)) frames.push(random.chance(0.5) ? go('victim') : option(1, Buffer.from('victim')))
-  for (let count = random.below(40); count > 0; count--) frames.push(...someRequest(random))
-  const mutations = random.chance(0.6) ? 0 : 0.05
-  return frames.map((frame) => random.chance(mutations) ? mutated(random, frame) : frame)
-}
-
-/** Sends the frames in pieces of any size; reads all, nothing or a little; ends politely or not. */
-async function attack(random: Random, socketPath: string, frames: readonly Buffer[]): Promise<void> {
-  const socket = net.connect({ path: socketPath })
-  const closed = new Promise<void>((resolve) => socket.once('close', () => resolve()))
-  socket.on('error', () => undefined)
-  const reader = random.pick([0, 0, 0, 1, 2])
-  if (reader === 0) socket.resume()
-  else if (reader === 1) socket.once('data', () => socket.pause())
-  const stream = Buffer.concat(frames)
-  for (let at = 0; at < stream.length && !socket.destroyed;) {
-    const count = random.pick([1, 27, 29, 1000, 100_000, 1_000_000])
-    socket.write(stream.subarray(at, at + count))
-    at += count
-    if (random.chance(0.2)) await new Promise((resolve) => setImmediate(resolve))
-  }
-  if (reader === 0 && random.chance(0.7)) {
-    socket.end()
-    await Promise.race([closed, sleep(200)])
-  } else if (random.chance(0.8)) await sleep(10)
-  socket.destroy()
-  await closed
-}
 
 test('hostile peers neither stop the server nor its honest clients, and memory stays bounded', async (context) => {
   const seed = testSeed()
@@ -106,7 +37,7 @@ test('hostile peers neither stop the server nor its honest clients, and memory s
   const attackers = Array.from({ length: SESSIONS_AT_ONCE }, async () => {
     while (framesLeft > 0) {
       const own = new Random(random.uint32())
-      const frames = session(own)
+      const frames = hostileSession(own, 'victim')
       framesLeft -= frames.length
       await attack(own, socketPath, frames)
       memoryBytesMost = Math.max(memoryBytesMost, process.memoryUsage().arrayBuffers)

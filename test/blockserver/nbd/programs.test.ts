@@ -1,12 +1,10 @@
 /**
- * Real clients against the server: qemu-io, qemu-img, nbdinfo, nbdcopy, nbdfuse with a filesystem on it, fio.
+ * Real clients against the server: qemu-io, qemu-img, nbdinfo, nbdcopy, fio. Against the whole command: test/integration/nbd-programs.test.ts.
  */
 import assert from 'node:assert/strict'
-import { spawn } from 'node:child_process'
-import { existsSync, mkdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
+import { readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import test from 'node:test'
-import { setTimeout as sleep } from 'node:timers/promises'
 import { Random, testSeed } from '../../random.ts'
 import { run, serve } from './serving.ts'
 import { TestDisk } from './test-disk.ts'
@@ -75,10 +73,18 @@ test('nbdinfo lists exports with their descriptions and sizes', async () => {
   assert.deepEqual([exports[0].block_size_minimum, exports[0].block_size_preferred, exports[0].block_size_maximum], [1, 4096, 32 * MiB])
 })
 
-test('qemu-nbd lists exports', async () => {
-  await using serving = await serve({ desk: new TestDisk(3 * MiB) })
-  const { stdout } = await run('qemu-nbd', ['--list', '-k', serving.unix.slice('unix:'.length)])
-  assert.match(stdout, /exports available: 1\n export: 'desk'\n\s+description: the disk desk\n\s+size:\s+3145728/)
+test('qemu-img bench reads and writes as often as it says', async () => {
+  const disk = new TestDisk(16 * MiB)
+  await using serving = await serve({ disk })
+  const bench = ['bench', '-f', 'raw', '-t', 'none', '-c', '3000', '-d', '32', '-s', '8192']
+  await run('qemu-img', [...bench, serving.uri('disk')])
+  const read = await serving.server.metrics()
+  assert.deepEqual([read.bytesRead, read.bytesWritten, read.errors], [3000 * 8192, 0, 0])
+  await run('qemu-img', [...bench, '-w', '--pattern=90', '--flush-interval=100', serving.uri('disk')])
+  const written = await serving.server.metrics()
+  assert.deepEqual([written.bytesRead, written.bytesWritten, written.errors], [3000 * 8192, 3000 * 8192, 0])
+  assert.ok(disk.flushes >= 29)
+  assert.ok(disk.bytes.every((byte) => byte === 90))
 })
 
 test('nbdinfo maps what the device says of its extents', async () => {
@@ -92,58 +98,13 @@ test('nbdinfo maps what the device says of its extents', async () => {
   assert.deepEqual(map.map(({ offset, length, type }) => ({ offset, length, type })), disk.extents(0, disk.sizeBytes).map(({ offset, length, type }) => ({ offset, length, type: flags[type] })))
 })
 
-test('a filesystem is made on nbdfuse, mounted, filled and found clean', async () => {
-  const disk = new TestDisk(64 * MiB)
-  await using serving = await serve({ disk })
-  const mountPoint = path.join(serving.directory, 'fuse')
-  const files = path.join(serving.directory, 'files')
-  mkdirSync(mountPoint)
-  mkdirSync(files)
-  const source = path.join(serving.directory, 'source')
-  makeFiles(source, new Random(testSeed()))
-  const image = path.join(mountPoint, 'nbd')
-  const fuse = spawn('nbdfuse', [mountPoint, serving.uri('disk')], { stdio: 'ignore' })
-  const fuseEnded = new Promise<void>((resolve) => fuse.once('close', () => resolve()))
-  try {
-    while (!existsSync(image) || statSync(image).size !== disk.sizeBytes) await sleep(50)
-    await run('mkfs.ext4', ['-q', '-F', image])
-    // cp and diff in processes of their own: the server runs in this one.
-    await withMounted(image, files, () => run('cp', ['-r', source, files]))
-    await withMounted(image, files, () => run('diff', ['-r', source, path.join(files, 'source')]))
-    await run('e2fsck', ['-fn', image])
-  } finally {
-    await run('fusermount3', ['-u', mountPoint]).catch(() => run('umount', ['-l', mountPoint]))
-    await fuseEnded
-  }
-  const copy = path.join(serving.directory, 'copy')
-  writeFileSync(copy, disk.bytes)
-  await run('e2fsck', ['-fn', copy])
-})
-
 test('fio verifies a mixed random load', async () => {
   const disk = new TestDisk(64 * MiB)
   await using serving = await serve({ disk })
-  await run('fio', ['--name=mixed', '--ioengine=nbd', `--uri=${serving.uri('disk')}`, '--rw=randrw', '--bsrange=512-128k', '--size=64m', '--io_size=96m', '--iodepth=32',
+  await run('fio', ['--name=mixed', '--ioengine=nbd', `--uri=${serving.uri('disk')}`, '--rw=randrw', '--bsrange=512-128k', '--size=64m', '--iodepth=32',
     '--verify=crc32c', '--verify_fatal=1', '--fsync=200', '--randseed=1', `--aux-path=${serving.directory}`])
   assert.equal((await serving.server.metrics()).errors, 0)
 })
-
-async function withMounted(image: string, directory: string, action: () => Promise<unknown>): Promise<void> {
-  await run('mount', ['-o', 'loop', image, directory])
-  try {
-    await action()
-  } finally {
-    await run('umount', [directory])
-  }
-}
-
-function makeFiles(directory: string, random: Random): void {
-  for (let number = 0; number < 200; number++) {
-    const parent = path.join(directory, `directory-${number % 7}`)
-    mkdirSync(parent, { recursive: true })
-    writeFileSync(path.join(parent, `file-${number}`), random.bytes(random.between(0, 200_000)))
-  }
-}
 
 /** As qemu-img map shows it. */
 function zeroRuns(disk: TestDisk): { start: number; length: number; zero: boolean }[] {
