@@ -153,7 +153,7 @@ describe('an overlay', () => {
     using directory = new TemporaryDirectory()
     const path = `${directory.path}/a`
     const lower = new MemoryDevice(1 << 26)
-    let overlay = await openOverlay(path, lower)
+    let overlay = await openOverlay(path, lower, { files: { ...hastyFiles, allocate: () => true } })
     let largest = 0
     const sector = Buffer.alloc(512, 1)
     for (let round = 0; round < 11; round++) {
