@@ -181,7 +181,7 @@ export class OverlayJournal {
    * @param frame all runs of the overlay
    * @returns why there is no room for it, say: then this one stands, and can be appended to
    */
-  async rewrite(frame: Frame): Promise<unknown> {
+  async rewrite(frame: Frame): Promise<Error | undefined> {
     const header = { ...this.#header, version: OVERLAY_VERSION, nonce: randomBytes(8) }
     const bytes = wholeJournal(header, frame)
     const file = { directory: this.#directory, name: NAME, bytes }
@@ -189,7 +189,7 @@ export class OverlayJournal {
       await writeFresh(this.#files, file)
     } catch (error) {
       this.#rewrittenBytes = this.#bytes
-      return error
+      return error as Error
     }
     await publishFresh(this.#files, file)
     const fd = this.#files.open(`${this.#directory}/${NAME}`, 'write')
@@ -199,6 +199,7 @@ export class OverlayJournal {
     this.#bytes = bytes.length
     this.#rewrittenBytes = bytes.length
     this.#nextSequence = 1
+    return undefined
   }
 
   close(): void {

@@ -104,9 +104,9 @@ export class OverlayLog {
     }
   }
 
-  /** Opens the log for frames that follow `position`. */
+  /** Opens the log for frames that follow `position`. @throws VarveError OVERLAY_INVALID */
   static open(files: OverlayFiles, directory: string, position: JournalPosition): OverlayLog {
-    return new OverlayLog(files, files.open(`${directory}/${NAME}`, 'write'), position)
+    return new OverlayLog(files, files.open(existingPath(files, directory), 'write'), position)
   }
 
   /**
@@ -115,8 +115,7 @@ export class OverlayLog {
    * @throws VarveError OVERLAY_INVALID
    */
   static replay(files: OverlayFiles, directory: string, options: { position: JournalPosition; sectorCount: number; visit: LogVisit }): boolean {
-    const path = `${directory}/${NAME}`
-    if (!files.exists(path)) throw new VarveError('OVERLAY_INVALID', `${path} is missing`)
+    const path = existingPath(files, directory)
     const bytes = readWhole(files, path, LOG_BYTES_MAX)
     if (bytes === undefined) throw new VarveError('OVERLAY_INVALID', `${path} is larger than ${LOG_BYTES_MAX} bytes`)
     return readLog(bytes, { ...options, path }) > 0
@@ -173,6 +172,12 @@ export class OverlayLog {
   close(): void {
     this.#files.close(this.#fd)
   }
+}
+
+function existingPath(files: OverlayFiles, directory: string): string {
+  const path = `${directory}/${NAME}`
+  if (!files.exists(path)) throw new VarveError('OVERLAY_INVALID', `${path} is missing`)
+  return path
 }
 
 /**
