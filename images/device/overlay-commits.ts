@@ -152,8 +152,13 @@ export class OverlayCommits {
     if (this.#failure !== undefined) throw this.#failure
     if (coversAll) this.#plain.takeFrom(this.#forced)
     const pending = coversAll ? this.#plain : this.#forced
-    if (!this.#sealed && !pending.isMuch && this.#appendToLog(pending)) await this.#sync(() => this.#parts.log.sync())
-    else await this.settle()
+    const goesToLog = !this.#sealed && !pending.isMuch && !this.#isInPlace && this.#appendToLog(pending)
+    await (goesToLog ? this.#sync(() => this.#parts.log.sync()) : this.settle())
+  }
+
+  /** True if all that changed is content that the journal knows of, and not much: then syncing the data is one sync too, and writes nothing twice. */
+  get #isInPlace(): boolean {
+    return this.#changed.count === 0 && !this.#parts.log.holdsFrames && !this.#plain.isMuch
   }
 
   /** @returns false if the log has no room, or cannot be written to */
