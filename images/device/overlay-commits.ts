@@ -77,7 +77,7 @@ export class OverlayCommits {
   #sealed = false
   /** The commit under way. */
   #commit: Promise<void> | undefined
-  /** Follows the commit under way: one for all who wait for it. */
+  /** The one that is about to begin, or waits for that under way: one for all who ask meanwhile. */
   #nextCommit: Promise<void> | undefined
   /** True if one of them waits for everything, and not for calls with FUA only. */
   #nextCoversAll = false
@@ -104,9 +104,9 @@ export class OverlayCommits {
       return this.#request(false)
     }
     this.#plain.add(first, count)
-    if (this.#changed.count > this.#changedRunsMax && this.#commit === undefined) {
+    if (this.#changed.count > this.#changedRunsMax && this.#commit === undefined && this.#nextCommit === undefined) {
       // If it fails, the flush that follows finds out: what failed is tried again, or refused for good.
-      this.#start(true).catch(() => { this.#changedRunsMax *= 2 })
+      this.#request(true).catch(() => { this.#changedRunsMax *= 2 })
     }
   }
 
@@ -132,20 +132,23 @@ export class OverlayCommits {
   }
 
   #request(coversAll: boolean): Promise<void> {
-    if (this.#commit === undefined) return this.#start(coversAll)
     this.#nextCoversAll ||= coversAll
-    this.#nextCommit ??= this.#commit.catch(() => {}).then(() => {
-      const all = this.#nextCoversAll
-      this.#nextCommit = undefined
-      this.#nextCoversAll = false
-      return this.#start(all)
-    })
+    this.#nextCommit ??= this.#start()
     return this.#nextCommit
   }
 
-  #start(coversAll: boolean): Promise<void> {
-    this.#commit = this.#commitNow(coversAll).finally(() => { this.#commit = undefined })
-    return this.#commit
+  /** Begins when the commit under way has ended; if there is none, once the calls that were read together have all been made. */
+  async #start(): Promise<void> {
+    await this.#commit?.catch(() => {})
+    const coversAll = this.#nextCoversAll
+    this.#nextCoversAll = false
+    this.#commit = this.#nextCommit
+    this.#nextCommit = undefined
+    try {
+      await this.#commitNow(coversAll)
+    } finally {
+      this.#commit = undefined
+    }
   }
 
   async #commitNow(coversAll: boolean): Promise<void> {

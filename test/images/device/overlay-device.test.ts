@@ -86,20 +86,37 @@ describe('an overlay', () => {
     assert.ok(overlay.write(Buffer.alloc(1), 0, { fua: true }) instanceof Promise)
   })
 
-  test('flushes that are called while one is under way share the next one', async () => {
+  test('calls that come together share a sync, and so do those that come while it is under way; no two syncs overlap', async () => {
     using directory = new TemporaryDirectory()
     let syncs = 0
-    const files: OverlayFiles = { ...localFiles, sync: fd => { syncs++; return localFiles.sync(fd) } }
-    await using overlay = await openOverlay(`${directory.path}/a`, new MemoryDevice(1 << 20), { files })
-    syncs = 0
-    const flushes: Promise<void>[] = []
-    for (let round = 0; round < 50; round++) {
-      void overlay.write(Buffer.alloc(4096, 1), round * 4096)
-      flushes.push(overlay.flush() as Promise<void>)
+    let underWay = 0
+    const files: OverlayFiles = {
+      ...localFiles,
+      async sync(fd) {
+        syncs++
+        assert.equal(++underWay, 1)
+        await localFiles.sync(fd)
+        underWay--
+      },
     }
-    await Promise.all(flushes)
-    assert.equal(syncs, 2, 'two commits of one sync each')
+    await using overlay = await openOverlay(`${directory.path}/a`, new MemoryDevice(1 << 24), { files })
+    syncs = 0
+    const calls: (void | Promise<void>)[] = []
+    for (let round = 0; round < 50; round++) {
+      calls.push(overlay.write(Buffer.alloc(4096, 1), round * 4096, { fua: round % 2 === 0 }))
+      calls.push(overlay.flush())
+    }
+    await Promise.all(calls)
+    assert.equal(syncs, 1)
     assert.equal(overlay.flush(), undefined)
+    await Promise.all(Array.from({ length: 64 }, async (_, lane) => {
+      for (let write = 0; write < 10; write++) await overlay.write(Buffer.alloc(4096, 2), (lane * 10 + write) * 4096, { fua: true })
+    }))
+    assert.equal(syncs, 11)
+    const first = overlay.write(Buffer.alloc(4096, 3), 0, { fua: true })
+    await new Promise<void>(resolve => { setImmediate(resolve) })
+    await Promise.all([first, ...Array.from({ length: 20 }, (_, write) => overlay.write(Buffer.alloc(4096, 3), write * 8192, { fua: true }))])
+    assert.ok(syncs <= 13)
   })
 
   test('a disk of 32 TiB that is trimmed whole costs little memory, and its journal one record', async () => {

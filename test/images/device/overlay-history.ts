@@ -72,7 +72,7 @@ export class OverlayHistory {
         changing = true
         call = this.#change().finally(() => { changing = false })
       } else {
-        call = this.#random.chance(0.2) ? this.flush() : this.#write()
+        call = this.#random.chance(0.2) ? this.flush() : this.#random.chance(0.2) ? this.#writeOn() : this.#write()
       }
       calls.push(mayFail === undefined ? call : call.catch(mayFail))
       if (this.#random.chance(0.3)) await Promise.all(calls.splice(0))
@@ -89,12 +89,17 @@ export class OverlayHistory {
     return this.#catalog[this.#catalog.length - 1]
   }
 
-  async #write(): Promise<void> {
+  /** Each as soon as the one before it is answered, which is when a commit ends and the next is about to begin. */
+  async #writeOn(): Promise<void> {
+    for (let write = 0; write < 4; write++) await this.#write(0.7)
+  }
+
+  async #write(fuaChance = 0.1): Promise<void> {
     const first = this.#random.below(DISK_SECTORS)
     const count = Math.min(DISK_SECTORS - first, this.#random.pick([1, 8, 8, 16, this.#random.between(1, 60)]))
     const kind = this.#random.below(4)
     const value = kind === 0 ? 0 : ++this.#value
-    const fua = this.#random.chance(0.1)
+    const fua = this.#random.chance(fuaChance)
     const { complete, fail } = this.#sectors.begin(first, count, value, this.files.moment)
     try {
       if (kind === 0) {
