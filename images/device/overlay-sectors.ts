@@ -73,12 +73,6 @@ export class OverlaySectors {
     return end
   }
 
-  /** True if one of the sectors `first .. end` has the state. */
-  includes(first: number, end: number, state: SectorState): boolean {
-    for (let at = first; at < end; at = this.runEnd(at, end)) if (this.get(at) === state) return true
-    return false
-  }
-
   /** Calls `visit` for each run of one state but `below` in the sectors `first .. end`, in order. */
   forRuns(first: number, end: number, visit: (first: number, count: number, state: SectorState) => void): void {
     for (let at = first; at < end;) {
