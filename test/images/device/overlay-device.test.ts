@@ -101,12 +101,11 @@ describe('an overlay', () => {
     }
     await using overlay = await openOverlay(`${directory.path}/a`, new MemoryDevice(1 << 24), { files })
     syncs = 0
-    const calls: (void | Promise<void>)[] = []
-    for (let round = 0; round < 50; round++) {
-      calls.push(overlay.write(Buffer.alloc(4096, 1), round * 4096, { fua: round % 2 === 0 }))
-      calls.push(overlay.flush())
-    }
-    await Promise.all(calls)
+    await Promise.all(Array.from({ length: 50 }, async (_, round) => {
+      const written = overlay.write(Buffer.alloc(4096, 1), round * 4096, { fua: round % 2 === 0 })
+      await overlay.flush()
+      await written
+    }))
     assert.equal(syncs, 1)
     assert.equal(overlay.flush(), undefined)
     await Promise.all(Array.from({ length: 64 }, async (_, lane) => {
@@ -115,7 +114,7 @@ describe('an overlay', () => {
     assert.equal(syncs, 11)
     const first = overlay.write(Buffer.alloc(4096, 3), 0, { fua: true })
     await new Promise<void>(resolve => { setImmediate(resolve) })
-    await Promise.all([first, ...Array.from({ length: 20 }, (_, write) => overlay.write(Buffer.alloc(4096, 3), write * 8192, { fua: true }))])
+    await Promise.all([first, ...Array.from({ length: 20 }, async (_, write) => { await overlay.write(Buffer.alloc(4096, 3), write * 8192, { fua: true }) })])
     assert.ok(syncs <= 13)
   })
 

@@ -9,7 +9,7 @@ import { OverlayHistory } from './overlay-history.ts'
 const HISTORIES = Number(process.env.VARVE_CRASH_HISTORIES ?? 120)
 const CUTS = 12
 /** Of so many histories one is cut at every moment, the others at some. */
-const EACH_MOMENT = 10
+const EACH_MOMENT = 20
 
 const seed = testSeed()
 test(`after a power cut everything flushed is there, snapshots are what they were, and nothing is garbage (seed ${seed}, ${HISTORIES} histories)`, async () => {
