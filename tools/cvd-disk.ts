@@ -6,19 +6,14 @@ import { closeSync, openSync, readdirSync, rmSync } from 'node:fs'
 import path from 'node:path'
 import { compose } from '@varve/composer/compose.ts'
 import { prepareRecipe } from '@varve/composer/prepare-recipe.ts'
-import { BlockMap } from '@varve/images/blockmap/block-map.ts'
-import type { Digest } from '@varve/images/chunk/digest.ts'
 import type { BlockDevice } from '@varve/images/device/block-device.ts'
 import type { ChunkCache } from '@varve/images/device/chunk-cache.ts'
-import { MapDevice } from '@varve/images/device/map-device.ts'
-import { OverlayStack } from '@varve/images/device/overlay-stack.ts'
 import { VarveError } from '@varve/images/errors.ts'
 import { tryLock } from '@varve/images/native/libc.ts'
 import type { Cvd, Snapshot } from '@varve/images/store/catalog.ts'
 import type { Home } from '@varve/images/store/home.ts'
-import type { Lease } from '@varve/images/store/lease.ts'
 import { checkName } from '@varve/images/store/names.ts'
-import { getObject, putObject } from '@varve/images/store/object.ts'
+import { Settlement } from './settlement.ts'
 
 export interface CvdDiskOptions {
   home: Home
@@ -31,21 +26,16 @@ export class CvdDisk implements AsyncDisposable {
   readonly #home: Home
   readonly #cache: ChunkCache
   readonly #owner: Disposable
-  readonly #stack: OverlayStack
-  /** The map below the stack. */
-  #baseMap: BlockMap
-  /** What the stack has adopted and the catalog does not name yet: until it does, only the lease keeps its chunks. */
-  #adopted: { generation: number; mapDigest: Digest; lease: Lease } | undefined
+  readonly #settlement: Settlement
   /** Snapshots and settling, one after another. */
   #turn: Promise<unknown> = Promise.resolve()
 
-  private constructor(parts: { home: Home; cache: ChunkCache; cvd: Cvd; owner: Disposable; stack: OverlayStack; baseMap: BlockMap }) {
+  private constructor(parts: { home: Home; cache: ChunkCache; cvd: Cvd; owner: Disposable; settlement: Settlement }) {
     this.#home = parts.home
     this.#cache = parts.cache
     this.cvd = parts.cvd
     this.#owner = parts.owner
-    this.#stack = parts.stack
-    this.#baseMap = parts.baseMap
+    this.#settlement = parts.settlement
   }
 
   /**
@@ -59,11 +49,8 @@ export class CvdDisk implements AsyncDisposable {
       // Until the catalog names the base, only this lease keeps it.
       await using _lease = home.store.lease()
       const cvd = await startCvd(name, options)
-      const baseMap = await readMap(home, cvd.baseMap!)
-      const lower = new MapDevice(baseMap, home.store, cache)
-      home.makeOverlaysDirectory(cvd.id)
-      const stack = await OverlayStack.open({ directory: home.overlayDirectory(cvd.id, cvd.overlay!), lower, lowerDigest: cvd.baseMap! })
-      return new CvdDisk({ home, cache, cvd, owner, stack, baseMap })
+      const settlement = await Settlement.open({ home, cache, cvd, overlay: cvd.overlay!, baseMap: cvd.baseMap! })
+      return new CvdDisk({ home, cache, cvd, owner, settlement })
     } catch (error) {
       owner[Symbol.dispose]()
       throw error
@@ -71,7 +58,7 @@ export class CvdDisk implements AsyncDisposable {
   }
 
   get device(): BlockDevice {
-    return this.#stack
+    return this.#settlement.stack
   }
 
   /** Freezes what the disk shows now, under load, and names it. It is settled into chunks by `settle`. @throws VarveError NAME_INVALID, ALREADY_EXISTS */
@@ -82,7 +69,7 @@ export class CvdDisk implements AsyncDisposable {
       if ((await catalog.snapshots(this.cvd.name)).some((snapshot) => snapshot.name === name)) {
         throw new VarveError('ALREADY_EXISTS', `CVD ${this.cvd.name} has a snapshot ${name} already`)
       }
-      const generation = await this.#stack.snapshot()
+      const generation = await this.#settlement.stack.snapshot()
       return catalog.addSnapshot({ cvd: this.cvd.name, name, generation })
     })
   }
@@ -90,50 +77,33 @@ export class CvdDisk implements AsyncDisposable {
   /** Turns every frozen generation into chunks and a block map; what they held can be collected when nothing names it. */
   settle(signal?: AbortSignal): Promise<void> {
     return this.#inTurn(async () => {
-      await this.#recordAdopted()
-      while (this.#stack.frozenGenerations().length > 0) {
-        await this.#settleLowest(signal)
-        await this.#recordAdopted()
-      }
+      await this.#settlement.settle({ signal })
+      await this.#settleAbandoned(signal)
     })
   }
 
-  async #settleLowest(signal: AbortSignal | undefined): Promise<void> {
-    const { store } = this.#home
-    // Older than the writer's, so that it protects what that finds, and goes on when that has ended.
-    const lease = store.lease()
-    try {
-      await using writer = store.writer({ signal })
-      const { generation, map } = await this.#stack.settle(this.#baseMap, writer, { signal })
-      const mapDigest = putObject(writer, map.encode())
-      await writer.commit()
-      // From here on the stack opens over the old map and the new one, so that the catalog may name either.
-      await this.#stack.adopt({ generation, lower: new MapDevice(map, store, this.#cache), lowerDigest: mapDigest })
-      this.#baseMap = map
-      this.#adopted = { generation, mapDigest, lease }
-    } finally {
-      if (this.#adopted?.lease !== lease) lease.release()
+  /** Snapshots of stacks that the CVD had before its layers were changed: what was written to those since is given up, and then they themselves. */
+  async #settleAbandoned(signal: AbortSignal | undefined): Promise<void> {
+    for (;;) {
+      const frozen = (await this.#home.catalog.snapshots(this.cvd.name)).filter((snapshot) => snapshot.overlay !== null && snapshot.overlay !== this.cvd.overlay)
+      if (frozen.length === 0) return
+      const { overlay, baseMap } = frozen[0]
+      const last = Math.max(...frozen.filter((snapshot) => snapshot.overlay === overlay).map((snapshot) => snapshot.generation!))
+      {
+        await using _lease = this.#home.store.lease()
+        await using settlement = await Settlement.open({ home: this.#home, cache: this.#cache, cvd: this.cvd, overlay: overlay!, baseMap: baseMap! })
+        await settlement.settle({ last, signal })
+      }
+      rmSync(this.#home.overlayDirectory(this.cvd.id, overlay!), { recursive: true, force: true })
     }
-  }
-
-  /** If it fails, the next settling begins with it: a later generation's would drop this one while the catalog still needs it. */
-  async #recordAdopted(): Promise<void> {
-    if (this.#adopted === undefined) return
-    const { generation, mapDigest, lease } = this.#adopted
-    await this.#home.catalog.settle(this.cvd.name, { overlay: this.cvd.overlay!, generation, map: mapDigest })
-    await this.#stack.drop()
-    this.#adopted = undefined
-    lease.release()
   }
 
   /** Makes everything durable, and lets another process own the disk. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#turn.catch(() => {})
     try {
-      await this.#stack[Symbol.asyncDispose]()
+      await this.#settlement[Symbol.asyncDispose]()
     } finally {
-      // The catalog names the old map still, over which the next opening finds the generation frozen.
-      this.#adopted?.lease.release()
       this.#owner[Symbol.dispose]()
     }
   }
@@ -143,11 +113,6 @@ export class CvdDisk implements AsyncDisposable {
     this.#turn = turn
     return turn
   }
-}
-
-/** The map that an object of the store holds. @throws VarveError CHUNK_MISSING, FORMAT_INVALID */
-export async function readMap(home: Home, digest: Digest): Promise<BlockMap> {
-  return BlockMap.decode(await getObject(home.store, digest))
 }
 
 /**
@@ -172,7 +137,7 @@ export async function ownCvd(home: Home, name: string): Promise<{ cvd: Cvd; owne
 
 /** @throws VarveError STORE_LOCKED */
 function ownOverlays(home: Home, cvd: Cvd): Disposable {
-  const fd = openSync(path.join(home.runDirectory, `${cvd.id}.lock`), 'a', 0o600)
+  const fd = openSync(path.join(home.runDirectory, lockFile(cvd)), 'a', 0o600)
   if (!tryLock(fd)) {
     closeSync(fd)
     throw new VarveError('STORE_LOCKED', `CVD ${cvd.name} is in use by another process (a server, most likely); stop that first`)
@@ -180,13 +145,28 @@ function ownOverlays(home: Home, cvd: Cvd): Disposable {
   return { [Symbol.dispose]: () => closeSync(fd) }
 }
 
+function lockFile({ id }: { id: string }): string {
+  return `${id}.lock`
+}
+
 /**
- * Removes overlays that no CVD and no snapshot needs any more. The catalog is asked after the directories were listed: it names an overlay before
- * its directory is made, and none again that it has let go of, which takes the CVD's lock.
+ * Removes what is left of a CVD that its owner has taken out of the catalog. The lock with it: whoever gets that nonetheless finds no CVD of its id,
+ * and another never has it.
+ */
+export function removeCvdFiles(home: Home, cvd: Cvd): void {
+  rmSync(home.overlaysDirectory(cvd.id), { recursive: true, force: true })
+  rmSync(path.join(home.runDirectory, lockFile(cvd)), { force: true })
+}
+
+/**
+ * Removes overlays that no CVD and no snapshot needs any more, and locks of CVDs that are gone. The catalog is asked after the directories were listed:
+ * it names an overlay before its directory is made, and none again that it has let go of, which takes the CVD's lock.
  */
 export async function removeLeftOverlays(home: Home): Promise<void> {
+  const locks = namesIn(home.runDirectory).filter((name) => name.endsWith('.lock'))
   const found = namesIn(path.join(home.directory, 'overlays')).map((id) => ({ id, overlays: namesIn(home.overlaysDirectory(id)) }))
   const needed = await home.catalog.overlays()
+  for (const name of locks) if (!needed.has(name.slice(0, -'.lock'.length))) rmSync(path.join(home.runDirectory, name), { force: true })
   for (const { id, overlays } of found) {
     const ofCvd = needed.get(id)
     if (ofCvd === undefined) rmSync(home.overlaysDirectory(id), { recursive: true, force: true })

@@ -20,8 +20,9 @@ import type { Cvd, Snapshot } from '@varve/images/store/catalog.ts'
 import type { Home } from '@varve/images/store/home.ts'
 import type { Lease } from '@varve/images/store/lease.ts'
 import { formatLayerName, parseCvdName } from '@varve/images/store/names.ts'
-import { CvdDisk, readMap } from './cvd-disk.ts'
+import { CvdDisk } from './cvd-disk.ts'
 import { snapshotDocument } from './names.ts'
+import { readMap } from './settlement.ts'
 
 const LAYER_PREFIX = 'layer:'
 /** Decompressed chunks that a server keeps in memory, bytes. */

@@ -1,18 +1,21 @@
 /**
- * OverlayDevice: durable copy-on-write over another disk. Writes land in a sparse file of the disk's own layout; a journal says which blocks count.
+ * OverlayDevice: durable copy-on-write over another disk. Writes land in a sparse file of the disk's own layout; a journal says which sectors count.
  * What is below never changes. Files, order of writes, and why each crash is safe: docs/formats/overlay.md
  */
 import { dirname } from 'node:path'
 import { VarveError } from '../errors.ts'
 import { appendExtent, checkRange } from './block-device.ts'
 import type { BlockDevice, DeviceExtent, DeviceView, WriteOptions, WriteZeroesOptions } from './block-device.ts'
-import { BlockState, ChangedRuns, OVERLAY_BLOCK_BYTES, OverlayBlocks } from './overlay-blocks.ts'
+import { OverlayCommits } from './overlay-commits.ts'
 import { localFiles } from './overlay-files.ts'
 import type { OverlayFiles } from './overlay-files.ts'
-import { Frame, OVERLAY_BYTES_MAX, OverlayJournal } from './overlay-journal.ts'
+import { Frame, OVERLAY_BYTES_MAX, OVERLAY_VERSION, OverlayJournal } from './overlay-journal.ts'
+import { OverlayLog } from './overlay-log.ts'
+import type { LogVisit } from './overlay-log.ts'
+import { OVERLAY_SECTOR_BYTES, OverlaySectors, SectorState } from './overlay-sectors.ts'
 
-/** Changed runs that are held before a commit starts by itself, so that a guest that never flushes does not fill the memory. */
-const CHANGED_RUNS_MAX = 1 << 20
+/** What file systems read and write, mostly: in these units nothing of an overlay is touched in vain. */
+export const OVERLAY_BLOCK_BYTES = 4096
 
 export interface OverlayOptions {
   /** Holds the overlay's files; nothing else may be in it. */
@@ -31,15 +34,20 @@ interface OverlayParts {
   directory: string
   files: OverlayFiles
   lower: BlockDevice
-  readOnly: boolean
-  /** -1 if it is read-only. */
-  lockFd: number
   dataFd: number
-  blocks: OverlayBlocks
+  sectors: OverlaySectors
   journal: OverlayJournal
+  writing: WritingParts | undefined
 }
 
-/** Content of the two blocks that a write may cover in part, as the disk below has it; fetched where the overlay has nothing. */
+/** What only an overlay that may be written to has. */
+interface WritingParts {
+  lockFd: number
+  log: OverlayLog
+  commits: OverlayCommits
+}
+
+/** Content of the two sectors that a write may cover in part, as the disk below has it; fetched where the overlay has nothing. */
 interface Edges {
   head?: Uint8Array
   tail?: Uint8Array
@@ -51,28 +59,13 @@ export class OverlayDevice implements BlockDevice {
   readonly blockBytes = OVERLAY_BLOCK_BYTES
   readonly #directory: string
   readonly #files: OverlayFiles
-  readonly #lockFd: number
   readonly #dataFd: number
-  readonly #blocks: OverlayBlocks
+  readonly #sectors: OverlaySectors
   readonly #journal: OverlayJournal
-  readonly #changed = new ChangedRuns()
+  readonly #writing: WritingParts | undefined
   #lower: BlockDevice
-  #readOnly: boolean
   /** Takes the writes of an overlay that was frozen. */
   #successor: OverlayDevice | undefined
-
-  /** Counts completed changes; those up to #durable are durable. */
-  #changes = 0
-  #durable = 0
-  /** The commit under way, and the changes that it covers. */
-  #commit: Promise<void> | undefined
-  #commitCovers = 0
-  /** Follows the commit under way: one for all who wait for it. */
-  #nextCommit: Promise<void> | undefined
-  #changedRunsMax = CHANGED_RUNS_MAX
-  /** Why nothing more is accepted: after a failed sync nobody knows what is durable. */
-  #failure: VarveError | undefined
-
   readonly #inFlight = new Set<Promise<unknown>>()
   #closing: Promise<void> | undefined
 
@@ -81,11 +74,10 @@ export class OverlayDevice implements BlockDevice {
     this.#directory = parts.directory
     this.#files = parts.files
     this.#lower = parts.lower
-    this.#readOnly = parts.readOnly
-    this.#lockFd = parts.lockFd
     this.#dataFd = parts.dataFd
-    this.#blocks = parts.blocks
+    this.#sectors = parts.sectors
     this.#journal = parts.journal
+    this.#writing = parts.writing
   }
 
   /** True if there is an overlay in the directory; one whose creation was interrupted is none. */
@@ -110,6 +102,7 @@ export class OverlayDevice implements BlockDevice {
     } finally {
       files.close(fd)
     }
+    OverlayLog.create(files, directory)
     await OverlayJournal.create(files, directory, { sizeBytes, lower: lowerDigest })
   }
 
@@ -119,58 +112,65 @@ export class OverlayDevice implements BlockDevice {
    */
   static async open({ directory, lower, lowerDigest, readOnly = false, files = localFiles }: OverlayOptions): Promise<OverlayDevice> {
     if (!OverlayJournal.exists(files, directory)) throw new VarveError('NOT_FOUND', `there is no overlay in ${directory}`)
-    const opened: number[] = []
-    try {
-      const lockFd = readOnly ? -1 : lockDirectory(files, directory)
-      if (!readOnly) opened.push(lockFd)
-      let blocks!: OverlayBlocks
-      const journal = OverlayJournal.open(files, directory, {
-        readOnly,
-        visit: header => {
-          blocks = new OverlayBlocks(Math.ceil(header.sizeBytes / OVERLAY_BLOCK_BYTES))
-          return (first, count, state) => void blocks.set(first, count, state)
-        },
-      })
-      try {
-        checkLower(journal, { directory, lower, lowerDigest })
-        const dataFd = openData(files, directory, { readOnly, sizeBytes: lower.sizeBytes })
-        opened.push(dataFd)
-        // What a killed process left in the cache of the system is shown from now on: a flush may not find it missing later.
-        await Promise.all([files.sync(dataFd), journal.sync()])
-        return new OverlayDevice({ directory, files, lower, readOnly, lockFd, dataFd, blocks, journal })
-      } catch (error) {
-        journal.close()
-        throw error
-      }
-    } catch (error) {
-      for (const fd of opened) files.close(fd)
-      throw error
+    await using opened = new AsyncDisposableStack()
+    const lockFd = readOnly ? -1 : lockDirectory(files, directory)
+    if (!readOnly) opened.defer(() => files.close(lockFd))
+    let sectors!: OverlaySectors
+    const journal = OverlayJournal.open(files, directory, {
+      readOnly,
+      visit: header => {
+        sectors = new OverlaySectors(Math.ceil(header.sizeBytes / OVERLAY_SECTOR_BYTES))
+        return (first, count, state) => void sectors.set(first, count, state)
+      },
+    })
+    opened.defer(() => journal.close())
+    checkLower(journal, { directory, lower, lowerDigest })
+    const dataFd = openData(files, directory, { readOnly, sizeBytes: lower.sizeBytes })
+    opened.defer(() => files.close(dataFd))
+    const parts = { directory, files, lower, dataFd, sectors, journal }
+    if (readOnly) {
+      if (replayLog(parts, () => {})) throw new VarveError('OVERLAY_INVALID', `overlay ${directory} was not closed; its owner has to open it first`)
+      await Promise.all([files.sync(dataFd), journal.sync()])
+      opened.move()
+      return new OverlayDevice({ ...parts, writing: undefined })
     }
+    const { log, commits } = await recover(parts)
+    opened.move()
+    return new OverlayDevice({ ...parts, writing: { lockFd, log, commits } })
+  }
+
+  /** Makes an overlay whole whose log holds something, so that it can be opened read-only. @throws as `open` */
+  static async recover(options: OverlayOptions): Promise<void> {
+    const { directory, files = localFiles } = options
+    const journal = OverlayJournal.open(files, directory, { readOnly: true, visit: () => () => {} })
+    journal.close()
+    if (!replayLog({ files, directory, journal }, () => {})) return
+    await (await OverlayDevice.open({ ...options, readOnly: false }))[Symbol.asyncDispose]()
   }
 
   get readOnly(): boolean {
-    return this.#readOnly
+    return this.#writing === undefined || this.#successor !== undefined
   }
 
-  /** Blocks that the overlay holds or has as zeroes: `visit` gets each run, in order. */
-  forRuns(visit: (first: number, count: number, state: BlockState) => void): void {
-    this.#blocks.forRuns(0, this.#blocks.blockCount, visit)
+  /** Sectors that the overlay holds or has as zeroes: `visit` gets each run, in order. */
+  forRuns(visit: (first: number, count: number, state: SectorState) => void): void {
+    this.#sectors.forRuns(0, this.#sectors.sectorCount, visit)
   }
 
   read(into: Uint8Array, offset: number): void | Promise<void> {
     this.#check(offset, into.length)
     const end = offset + into.length
-    const endBlock = Math.ceil(end / OVERLAY_BLOCK_BYTES)
+    const endSector = Math.ceil(end / OVERLAY_SECTOR_BYTES)
     let awaited: Promise<void>[] | undefined
     try {
       for (let at = offset; at < end;) {
-        const block = Math.floor(at / OVERLAY_BLOCK_BYTES)
-        const state = this.#blocks.get(block)
-        const stop = Math.min(end, this.#blocks.runEnd(block, endBlock) * OVERLAY_BLOCK_BYTES)
+        const sector = Math.floor(at / OVERLAY_SECTOR_BYTES)
+        const state = this.#sectors.get(sector)
+        const stop = Math.min(end, this.#sectors.runEnd(sector, endSector) * OVERLAY_SECTOR_BYTES)
         const part = stop - at === into.length ? into : into.subarray(at - offset, stop - offset)
-        if (state === BlockState.data) {
+        if (state === SectorState.data) {
           this.#files.read(this.#dataFd, part, at)
-        } else if (state === BlockState.zero) {
+        } else if (state === SectorState.zero) {
           part.fill(0)
         } else {
           const answer = this.#lower.read(part, at)
@@ -182,15 +182,15 @@ export class OverlayDevice implements BlockDevice {
       if (awaited === undefined) throw error
       awaited.push(Promise.reject(error instanceof Error ? error : new Error(String(error))))
     }
-    // All of the overlay's own blocks were read at once, and what is below does not change: the read shows one moment.
+    // All of the overlay's own sectors were read at once, and what is below does not change: the read shows one moment.
     if (awaited !== undefined) return this.#track(allSettled(awaited))
   }
 
   view(offset: number, length: number): DeviceView | undefined {
     this.#check(offset, length)
-    const block = Math.floor(offset / OVERLAY_BLOCK_BYTES)
-    const endBlock = Math.ceil((offset + length) / OVERLAY_BLOCK_BYTES)
-    const below = this.#blocks.get(block) === BlockState.below && this.#blocks.runEnd(block, endBlock) === endBlock
+    const sector = Math.floor(offset / OVERLAY_SECTOR_BYTES)
+    const endSector = Math.ceil((offset + length) / OVERLAY_SECTOR_BYTES)
+    const below = this.#sectors.get(sector) === SectorState.below && this.#sectors.runEnd(sector, endSector) === endSector
     return below ? this.#lower.view?.(offset, length) : undefined
   }
 
@@ -218,25 +218,25 @@ export class OverlayDevice implements BlockDevice {
 
   flush(): void | Promise<void> {
     this.#check(0, 0)
-    return this.#flush()
+    return this.#writing?.commits.flush()
   }
 
   extents(offset: number, length: number, most = Infinity): DeviceExtent[] {
     this.#check(offset, length)
     const extents: DeviceExtent[] = []
     const end = offset + length
-    const endBlock = Math.ceil(end / OVERLAY_BLOCK_BYTES)
+    const endSector = Math.ceil(end / OVERLAY_SECTOR_BYTES)
     for (let at = offset; at < end && extents.length <= most;) {
-      const block = Math.floor(at / OVERLAY_BLOCK_BYTES)
-      const state = this.#blocks.get(block)
-      const stop = Math.min(end, this.#blocks.runEnd(block, endBlock) * OVERLAY_BLOCK_BYTES)
-      if (state === BlockState.below) {
+      const sector = Math.floor(at / OVERLAY_SECTOR_BYTES)
+      const state = this.#sectors.get(sector)
+      const stop = Math.min(end, this.#sectors.runEnd(sector, endSector) * OVERLAY_SECTOR_BYTES)
+      if (state === SectorState.below) {
         for (const below of this.#lower.extents(at, stop - at, most - extents.length + 2)) {
           appendExtent(extents, below.offset, below.length, below.type)
           at = below.offset + below.length
         }
       } else {
-        appendExtent(extents, at, stop - at, state === BlockState.data ? 'data' : 'zero')
+        appendExtent(extents, at, stop - at, state === SectorState.data ? 'data' : 'zero')
         at = stop
       }
     }
@@ -247,11 +247,10 @@ export class OverlayDevice implements BlockDevice {
    * Takes no more writes from this moment on: those under way, and all that come, go to `successor`, whose lower disk this becomes.
    * @returns when all that was written is durable
    */
-  freeze(successor: OverlayDevice): void | Promise<void> {
-    this.#checkWritable(0, 0)
-    this.#readOnly = true
+  freeze(successor: OverlayDevice): Promise<void> {
+    const { commits } = this.#checkWritable(0, 0)
     this.#successor = successor
-    return this.#flush()
+    return commits.seal().then(() => this.#clearLog())
   }
 
   /** Puts another disk that shows the same bytes below; the old one may be closed once this returns. Calls under way end on the old one first. */
@@ -268,46 +267,57 @@ export class OverlayDevice implements BlockDevice {
   }
 
   async #close(): Promise<void> {
+    await using closing = new AsyncDisposableStack()
+    const { lockFd, log, commits } = this.#writing ?? {}
+    if (lockFd !== undefined) closing.defer(() => this.#files.close(lockFd))
+    closing.defer(() => this.#files.close(this.#dataFd))
+    closing.defer(() => this.#journal.close())
+    if (log !== undefined) closing.defer(() => log.close())
+    if (commits !== undefined) closing.defer(() => commits.ended())
+    await Promise.allSettled(this.#inFlight)
+    if (commits === undefined || commits.failure !== undefined) return
+    await commits.seal()
+    if (!this.readOnly) await this.#sealJournal()
+  }
+
+  /** Should the last commit be damaged later, this frame tells that from a commit that was cut short. */
+  async #sealJournal(): Promise<void> {
+    this.#journal.append(new Frame())
+    await this.#journal.sync()
+  }
+
+  /** What is frozen has no use for it. */
+  #clearLog(): void {
     try {
-      await Promise.allSettled(this.#inFlight)
-      if (!this.#readOnly && this.#failure === undefined) {
-        await this.#flush()
-        // Seals the last commit: should it be damaged later, this frame tells that from a commit that was cut short.
-        this.#journal.append(new Frame())
-        await this.#journal.sync()
-      } else {
-        await Promise.allSettled([this.#commit, this.#nextCommit])
-      }
-    } finally {
-      this.#journal.close()
-      this.#files.close(this.#dataFd)
-      if (this.#lockFd >= 0) this.#files.close(this.#lockFd)
+      this.#writing!.log.clear()
+    } catch {
+      // Everything is durable; only room is lost.
     }
   }
 
   // Writing. Everything happens in one turn once the edges are there, so that calls take effect one after another.
 
-  /** What is below the blocks that a write covers in part, where the overlay has nothing yet. */
+  /** What is below the sectors that a write covers in part, where the overlay has nothing yet. */
   #fetchEdges(offset: number, length: number): Edges | Promise<Edges> {
-    if (length === 0 || (offset % OVERLAY_BLOCK_BYTES === 0 && length % OVERLAY_BLOCK_BYTES === 0)) return NO_EDGES
+    if (length === 0 || (offset % OVERLAY_SECTOR_BYTES === 0 && length % OVERLAY_SECTOR_BYTES === 0)) return NO_EDGES
     const end = offset + length
-    const firstBlock = Math.floor(offset / OVERLAY_BLOCK_BYTES)
-    const lastBlock = Math.floor((end - 1) / OVERLAY_BLOCK_BYTES)
-    const headCut = offset > firstBlock * OVERLAY_BLOCK_BYTES || end < this.#endOf(firstBlock)
-    const tailCut = lastBlock > firstBlock && end < this.#endOf(lastBlock)
+    const firstSector = Math.floor(offset / OVERLAY_SECTOR_BYTES)
+    const lastSector = Math.floor((end - 1) / OVERLAY_SECTOR_BYTES)
+    const headCut = offset > firstSector * OVERLAY_SECTOR_BYTES || end < this.#endOf(firstSector)
+    const tailCut = lastSector > firstSector && end < this.#endOf(lastSector)
     if (!headCut && !tailCut) return NO_EDGES
     const edges: Edges = {}
     const awaited: Promise<void>[] = []
-    const fetch = (block: number): Uint8Array => {
-      const start = block * OVERLAY_BLOCK_BYTES
-      const bytes = new Uint8Array(this.#endOf(block) - start)
+    const fetch = (sector: number): Uint8Array => {
+      const start = sector * OVERLAY_SECTOR_BYTES
+      const bytes = new Uint8Array(this.#endOf(sector) - start)
       const answer = this.#lower.read(bytes, start)
       if (answer !== undefined) awaited.push(answer)
       return bytes
     }
     try {
-      if (headCut && this.#blocks.get(firstBlock) === BlockState.below) edges.head = fetch(firstBlock)
-      if (tailCut && this.#blocks.get(lastBlock) === BlockState.below) edges.tail = fetch(lastBlock)
+      if (headCut && this.#sectors.get(firstSector) === SectorState.below) edges.head = fetch(firstSector)
+      if (tailCut && this.#sectors.get(lastSector) === SectorState.below) edges.tail = fetch(lastSector)
     } catch (error) {
       if (awaited.length === 0) throw error
       awaited.push(Promise.reject(error instanceof Error ? error : new Error(String(error))))
@@ -316,29 +326,33 @@ export class OverlayDevice implements BlockDevice {
   }
 
   #write(bytes: Uint8Array, offset: number, options: WriteOptions, edges: Edges): void | Promise<void> {
-    if (bytes.length > 0) {
-      const end = offset + bytes.length
-      const firstBlock = Math.floor(offset / OVERLAY_BLOCK_BYTES)
-      const endBlock = Math.ceil(end / OVERLAY_BLOCK_BYTES)
-      const from = this.#writeEdge(firstBlock, offset, end, bytes, edges.head) ? Math.min(end, this.#endOf(firstBlock)) : offset
-      const to = from < end && this.#writeEdge(endBlock - 1, offset, end, bytes, edges.tail) ? (endBlock - 1) * OVERLAY_BLOCK_BYTES : end
+    if (bytes.length === 0) return
+    const end = offset + bytes.length
+    const first = Math.floor(offset / OVERLAY_SECTOR_BYTES)
+    const count = Math.ceil(end / OVERLAY_SECTOR_BYTES) - first
+    try {
+      const from = this.#writeEdge(first, offset, end, bytes, edges.head) ? Math.min(end, this.#endOf(first)) : offset
+      const last = first + count - 1
+      const to = from < end && this.#writeEdge(last, offset, end, bytes, edges.tail) ? last * OVERLAY_SECTOR_BYTES : end
       if (from < to) this.#files.write(this.#dataFd, to - from === bytes.length ? bytes : bytes.subarray(from - offset, to - offset), from)
-      this.#setState(firstBlock, endBlock - firstBlock, BlockState.data)
+    } catch (error) {
+      this.#noteFailed(first, count)
+      throw error
     }
-    return this.#changedNow(options)
+    return this.#writing!.commits.note(first, count, { state: this.#sectors.set(first, count, SectorState.data), fua: options.fua === true })
   }
 
   /**
-   * Writes a whole block of which offset .. end covers a part, with what it shows elsewhere.
-   * @returns false if that is not needed: the block is covered whole, or lies in the data already
+   * Writes a whole sector of which offset .. end covers a part, with what it shows elsewhere.
+   * @returns false if that is not needed: the sector is covered whole, or lies in the data already
    */
-  #writeEdge(block: number, offset: number, end: number, bytes: Uint8Array, lower: Uint8Array | undefined): boolean {
-    const start = block * OVERLAY_BLOCK_BYTES
-    const stop = this.#endOf(block)
+  #writeEdge(sector: number, offset: number, end: number, bytes: Uint8Array, lower: Uint8Array | undefined): boolean {
+    const start = sector * OVERLAY_SECTOR_BYTES
+    const stop = this.#endOf(sector)
     if (offset <= start && end >= stop) return false
-    const state = this.#blocks.get(block)
-    if (state === BlockState.data) return false
-    const whole = state === BlockState.zero ? new Uint8Array(stop - start) : lower!
+    const state = this.#sectors.get(sector)
+    if (state === SectorState.data) return false
+    const whole = state === SectorState.zero ? new Uint8Array(stop - start) : lower!
     const from = Math.max(offset, start)
     whole.set(bytes.subarray(from - offset, Math.min(end, stop) - offset), from - start)
     this.#files.write(this.#dataFd, whole, start)
@@ -346,114 +360,59 @@ export class OverlayDevice implements BlockDevice {
   }
 
   #zero(offset: number, length: number, options: WriteZeroesOptions, edges: Edges): void | Promise<void> {
+    if (length === 0) return
     const end = offset + length
-    const firstWhole = Math.ceil(offset / OVERLAY_BLOCK_BYTES)
-    const endWhole = end === this.sizeBytes ? this.#blocks.blockCount : Math.floor(end / OVERLAY_BLOCK_BYTES)
-    if (firstWhole < endWhole) this.#zeroBlocks(firstWhole, endWhole, options.noHole ?? false)
-    if (length > 0) {
-      const head = Math.floor(offset / OVERLAY_BLOCK_BYTES)
-      const tail = Math.floor((end - 1) / OVERLAY_BLOCK_BYTES)
-      if (head < firstWhole) this.#zeroEdge(head, offset, Math.min(end, this.#endOf(head)), edges.head)
-      if (tail >= endWhole && (tail > head || head >= firstWhole)) this.#zeroEdge(tail, Math.max(offset, tail * OVERLAY_BLOCK_BYTES), end, tail > head ? edges.tail : edges.head)
-    }
-    return this.#changedNow(options)
-  }
-
-  /** Zeroes a part of one block. */
-  #zeroEdge(block: number, from: number, to: number, lower: Uint8Array | undefined): void {
-    const start = block * OVERLAY_BLOCK_BYTES
-    const state = this.#blocks.get(block)
-    if (state === BlockState.zero) return
-    if (state === BlockState.data) {
-      this.#files.write(this.#dataFd, new Uint8Array(to - from), from)
-    } else {
-      const whole = lower!
-      whole.fill(0, from - start, to - start)
-      this.#files.write(this.#dataFd, whole, start)
-      this.#setState(block, 1, BlockState.data)
-    }
-  }
-
-  #zeroBlocks(first: number, end: number, noHole: boolean): void {
-    const start = first * OVERLAY_BLOCK_BYTES
-    const length = this.#endOf(end - 1) - start
-    const hadData = this.#blocks.includes(first, end, BlockState.data)
-    this.#setState(first, end - first, BlockState.zero)
-    // Safe before the commit: whether a crash brings back the old state of the block or not, what is punched reads as zeroes, as was asked.
-    if (noHole) this.#files.allocate(this.#dataFd, start, length)
-    else if (hadData) this.#files.punch(this.#dataFd, start, length)
-  }
-
-  #setState(first: number, count: number, state: BlockState): void {
-    if (this.#blocks.set(first, count, state)) this.#changed.add(first, count)
-  }
-
-  #changedNow(options: WriteOptions): void | Promise<void> {
-    this.#changes++
-    if (options.fua) return this.#flush()
-    if (this.#changed.count > this.#changedRunsMax && this.#commit === undefined) {
-      // If it fails, the flush that follows finds out: what failed is tried again, or refused for good.
-      this.#start().catch(() => { this.#changedRunsMax *= 2 })
-    }
-  }
-
-  // Commits. At most one is under way; all who come meanwhile wait for one that follows it.
-
-  #flush(): void | Promise<void> {
-    if (this.#failure !== undefined) throw this.#failure
-    if (this.#durable === this.#changes) return
-    if (this.#commit === undefined) return this.#start()
-    if (this.#commitCovers === this.#changes) return this.#commit
-    this.#nextCommit ??= this.#commit.catch(() => {}).then(() => {
-      this.#nextCommit = undefined
-      return this.#flush()
-    })
-    return this.#nextCommit
-  }
-
-  #start(): Promise<void> {
-    this.#commitCovers = this.#changes
-    this.#commit = this.#commitNow().finally(() => { this.#commit = undefined })
-    return this.#commit
-  }
-
-  /** docs/formats/overlay.md#commit */
-  async #commitNow(): Promise<void> {
-    const covers = this.#changes
-    const runs = this.#changed.take()
-    const frame = new Frame()
-    for (let index = 0; index < runs.length; index += 2) this.#blocks.forRuns(runs[index], runs[index + 1], (first, count, state) => frame.add(first, count, state))
-    const whole = this.#journal.wantsRewrite ? new Frame() : undefined
-    if (whole !== undefined) this.forRuns((first, count, state) => whole.add(first, count, state))
-    await this.#sync(() => this.#files.sync(this.#dataFd))
-    const rewritten = whole !== undefined && await this.#sync(() => this.#journal.rewrite(whole))
-    if (!rewritten && frame.recordCount > 0) await this.#append(frame, runs)
-    this.#durable = covers
-  }
-
-  async #append(frame: Frame, runs: Float64Array): Promise<void> {
+    const first = Math.floor(offset / OVERLAY_SECTOR_BYTES)
+    const last = Math.floor((end - 1) / OVERLAY_SECTOR_BYTES)
+    const firstWhole = Math.ceil(offset / OVERLAY_SECTOR_BYTES)
+    const endWhole = end === this.sizeBytes ? this.#sectors.sectorCount : Math.floor(end / OVERLAY_SECTOR_BYTES)
+    let state = false
     try {
-      this.#journal.append(frame)
+      if (firstWhole < endWhole) state = this.#zeroSectors(firstWhole, endWhole, options.noHole ?? false)
+      if (first < firstWhole && this.#zeroEdge(first, offset, Math.min(end, this.#endOf(first)), edges.head)) state = true
+      if (last >= endWhole && last >= firstWhole && this.#zeroEdge(last, last * OVERLAY_SECTOR_BYTES, end, last > first ? edges.tail : edges.head)) state = true
     } catch (error) {
-      // The disk is full, say. Nothing was promised: the runs go with the next commit.
-      this.#changed.putBack(runs)
+      this.#noteFailed(first, last + 1 - first)
       throw error
     }
-    await this.#sync(() => this.#journal.sync())
+    return this.#writing!.commits.note(first, last + 1 - first, { state, fua: options.fua === true })
   }
 
-  async #sync<Result>(sync: () => Promise<Result>): Promise<Result> {
-    try {
-      return await sync()
-    } catch (cause) {
-      this.#failure = new VarveError('OVERLAY_FAILED', `overlay ${this.#directory} could not be made durable (${(cause as Error).message}); check the disk that it is on, and open it again`, { cause })
-      throw this.#failure
+  /** Zeroes a part of one sector. @returns true if its state changed */
+  #zeroEdge(sector: number, from: number, to: number, lower: Uint8Array | undefined): boolean {
+    const start = sector * OVERLAY_SECTOR_BYTES
+    const state = this.#sectors.get(sector)
+    if (state === SectorState.zero) return false
+    if (state === SectorState.data) {
+      this.#files.write(this.#dataFd, new Uint8Array(to - from), from)
+      return false
     }
+    const whole = lower!
+    whole.fill(0, from - start, to - start)
+    this.#files.write(this.#dataFd, whole, start)
+    return this.#sectors.set(sector, 1, SectorState.data)
   }
 
-  /** Where a block ends, bytes. */
-  #endOf(block: number): number {
-    return Math.min(this.sizeBytes, (block + 1) * OVERLAY_BLOCK_BYTES)
+  /** @returns true if the state of one of them changed */
+  #zeroSectors(first: number, end: number, noHole: boolean): boolean {
+    const start = first * OVERLAY_SECTOR_BYTES
+    const length = this.#endOf(end - 1) - start
+    const isUntouched = this.#sectors.get(first) === SectorState.below && this.#sectors.runEnd(first, end) === end
+    const changed = this.#sectors.set(first, end - first, SectorState.zero)
+    // Safe before the commit: whether a crash brings back the old state of the sector or not, what is punched reads as zeroes, as was asked.
+    if (noHole) this.#files.allocate(this.#dataFd, start, length)
+    else if (!isUntouched) this.#files.punch(this.#dataFd, start, length)
+    return changed
+  }
+
+  /** A call that failed may have changed any of what it was to change: what a read shows now, a flush makes durable. */
+  #noteFailed(first: number, count: number): void {
+    void this.#writing!.commits.note(first, count, { state: true, fua: false })
+  }
+
+  /** Where a sector ends, bytes. */
+  #endOf(sector: number): number {
+    return Math.min(this.sizeBytes, (sector + 1) * OVERLAY_SECTOR_BYTES)
   }
 
   #track<Result>(call: Promise<Result>): Promise<Result> {
@@ -462,10 +421,11 @@ export class OverlayDevice implements BlockDevice {
     return tracked
   }
 
-  #checkWritable(offset: number, length: number): void {
+  #checkWritable(offset: number, length: number): WritingParts {
     this.#check(offset, length)
-    if (this.#readOnly) throw new VarveError('READ_ONLY', `overlay ${this.#directory} is frozen`)
-    if (this.#failure !== undefined) throw this.#failure
+    if (this.#writing === undefined || this.#successor !== undefined) throw new VarveError('READ_ONLY', `overlay ${this.#directory} is frozen`)
+    if (this.#writing.commits.failure !== undefined) throw this.#writing.commits.failure
+    return this.#writing
   }
 
   #check(offset: number, length: number): void {
@@ -494,6 +454,49 @@ export function lockDirectory(files: OverlayFiles, directory: string): number {
   files.read(fd, holder, 0)
   files.close(fd)
   throw new VarveError('STORE_LOCKED', `overlay ${directory} is in use by process ${holder.toString().trim() || '(not known)'}; stop it first`)
+}
+
+/**
+ * Makes whole what a process left that did not close: what the log holds goes where it belongs, and everything that is shown from now on is durable.
+ * @throws VarveError OVERLAY_INVALID
+ */
+async function recover({ files, directory, dataFd, sectors, journal }: Omit<OverlayParts, 'writing' | 'lower'>): Promise<{ log: OverlayLog; commits: OverlayCommits }> {
+  const { sizeBytes, version } = journal.header
+  if (version !== OVERLAY_VERSION) await upgrade({ files, directory, dataFd, sectors, journal })
+  const log = OverlayLog.open(files, directory, journal.position)
+  try {
+    const commits = new OverlayCommits({ directory, files, sizeBytes, dataFd, sectors, journal, log })
+    const visit: LogVisit = (first, count, state, content) => {
+      const offset = first * OVERLAY_SECTOR_BYTES
+      if (content !== undefined) files.write(dataFd, content.subarray(0, sizeBytes - offset), offset)
+      void commits.note(first, count, { state: sectors.set(first, count, state), fua: false })
+    }
+    if (replayLog({ files, directory, journal }, visit)) log.retire()
+    // What a killed process left in the cache of the system is shown from now on: a flush may not find it missing later.
+    await journal.sync()
+    await commits.settle()
+    return { log, commits }
+  } catch (error) {
+    log.close()
+    throw error
+  }
+}
+
+/** An overlay of version 1 has no log, and none of its journal's readers looks for one. */
+async function upgrade({ files, directory, dataFd, sectors, journal }: Omit<OverlayParts, 'writing' | 'lower'>): Promise<void> {
+  await files.sync(dataFd)
+  OverlayLog.create(files, directory)
+  const frame = new Frame()
+  sectors.forRuns(0, sectors.sectorCount, (first, count, state) => frame.add(first, count, state))
+  const failed = await journal.rewrite(frame)
+  if (failed !== undefined) throw failed
+}
+
+/** Visits what the log holds that the journal does not. @returns true if it holds anything */
+function replayLog({ files, directory, journal }: { files: OverlayFiles; directory: string; journal: OverlayJournal }, visit: LogVisit): boolean {
+  const { version, sizeBytes } = journal.header
+  if (version !== OVERLAY_VERSION) return false
+  return OverlayLog.replay(files, directory, { position: journal.position, sectorCount: Math.ceil(sizeBytes / OVERLAY_SECTOR_BYTES), visit })
 }
 
 function checkLower(journal: OverlayJournal, { directory, lower, lowerDigest }: { directory: string; lower: BlockDevice; lowerDigest: Uint8Array }): void {

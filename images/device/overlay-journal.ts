@@ -1,27 +1,29 @@
 /**
- * OverlayJournal: the file that says which blocks of an overlay are data, zero, or those of the disk below.
+ * OverlayJournal: the file that says which sectors of an overlay are data, zero, or those of the disk below.
  * Appended to at each commit, and from time to time written anew. Bytes, order of writes and why each crash is safe: docs/formats/overlay.md
  */
 import { crc32c } from '@node-rs/crc32'
 import { randomBytes } from 'node:crypto'
 import { VarveError } from '../errors.ts'
-import { BlockState, OVERLAY_BLOCK_BYTES } from './overlay-blocks.ts'
+import { OVERLAY_SECTOR_BYTES, SectorState } from './overlay-sectors.ts'
 import { publishFresh, readWhole, writeFresh, writeWhole } from './overlay-files.ts'
 import type { OverlayFiles } from './overlay-files.ts'
 
-/** Version of the format that is written; the only one that is read. */
-export const OVERLAY_VERSION = 1
+/** Version of the format that is written. Version 1 is read: it has no log, and counts in blocks of 4096 bytes. */
+export const OVERLAY_VERSION = 2
 /** An overlay's disk is not larger than this, bytes (64 TiB). */
 export const OVERLAY_BYTES_MAX = 2 ** 46
 /** No reader takes a journal larger than this, bytes. */
 export const JOURNAL_BYTES_MAX = 2 ** 32 - 1
 
 /** What a power cut leaves whole: no two frames share a sector, so that none that is durable is written to again. Bytes. */
-const SECTOR_BYTES = 512
+const SECTOR_BYTES = OVERLAY_SECTOR_BYTES
 const MAGIC = Buffer.from('VARVEOVL')
 const FRAME_MAGIC = 0x4d415246
+/** What records count in, bytes, by version. */
+const UNIT_BYTES: Readonly<Record<number, number | undefined>> = { 1: 4096, [OVERLAY_VERSION]: OVERLAY_SECTOR_BYTES }
 const FRAME_HEADER_BYTES = 32
-const RECORD_BYTES = 16
+export const RECORD_BYTES = 16
 /** A journal shorter than this is not written anew, bytes. */
 const REWRITE_BYTES_MIN = 4 << 20
 /** A journal is written anew when it has grown to this many times what it was when it was last. */
@@ -29,6 +31,8 @@ const REWRITE_GROWTH = 4
 const NAME = 'map'
 
 export interface OverlayHeader {
+  /** Of the format. */
+  version: number
   /** Bytes of the disk. */
   sizeBytes: number
   /** Names what lies below the overlay: 32 bytes. */
@@ -45,7 +49,15 @@ export interface JournalContent {
   nextSequence: number
 }
 
-type Visit = (first: number, count: number, state: BlockState) => void
+/** A place between two frames of a journal. */
+export interface JournalPosition {
+  /** Of the journal, 8 bytes. */
+  nonce: Uint8Array
+  /** Of the frame that is appended next. */
+  sequence: number
+}
+
+export type Visit = (first: number, count: number, state: SectorState) => void
 
 /** The records of one commit: collected, then sealed as a frame. */
 export class Frame {
@@ -57,7 +69,7 @@ export class Frame {
   }
 
   /** Runs come in order and do not overlap. */
-  add(first: number, count: number, state: BlockState): void {
+  add(first: number, count: number, state: SectorState): void {
     if (this.#length + RECORD_BYTES > this.#bytes.length) {
       const grown = Buffer.allocUnsafe(this.#bytes.length * 2)
       grown.set(this.#bytes)
@@ -84,21 +96,20 @@ export class Frame {
 }
 
 /** 8 bytes, little-endian; up to 2^53. */
-function writeNumber(bytes: Buffer, value: number, at: number): void {
+export function writeNumber(bytes: Buffer, value: number, at: number): void {
   bytes.writeUInt32LE(value % 0x1_0000_0000, at)
   bytes.writeUInt32LE(Math.floor(value / 0x1_0000_0000), at + 4)
 }
 
-function readNumber(bytes: Buffer, at: number): number {
+export function readNumber(bytes: Buffer, at: number): number {
   return bytes.readUInt32LE(at) + bytes.readUInt32LE(at + 4) * 0x1_0000_0000
 }
 
 export class OverlayJournal {
   readonly #files: OverlayFiles
   readonly #directory: string
-  readonly #header: OverlayHeader
+  #header: OverlayHeader
   #fd: number
-  #nonce: Uint8Array
   #bytes: number
   #rewrittenBytes: number
   #nextSequence: number
@@ -108,7 +119,6 @@ export class OverlayJournal {
     this.#directory = directory
     this.#fd = fd
     this.#header = content.header
-    this.#nonce = content.header.nonce
     this.#bytes = content.validBytes
     this.#rewrittenBytes = content.validBytes
     this.#nextSequence = content.nextSequence
@@ -120,7 +130,7 @@ export class OverlayJournal {
 
   /** Writes a journal that says nothing yet. It is there whole and durable when this resolves, or not at all. */
   static create(files: OverlayFiles, directory: string, { sizeBytes, lower }: { sizeBytes: number; lower: Uint8Array }): Promise<void> {
-    const bytes = wholeJournal({ sizeBytes, lower, nonce: randomBytes(8) }, new Frame())
+    const bytes = wholeJournal({ version: OVERLAY_VERSION, sizeBytes, lower, nonce: randomBytes(8) }, new Frame())
     return writeWhole(files, { directory, name: NAME, bytes })
   }
 
@@ -143,6 +153,11 @@ export class OverlayJournal {
     return this.#header
   }
 
+  /** What the log's frames name that follow the last frame of this journal; no longer once one more is appended. */
+  get position(): JournalPosition {
+    return { nonce: this.#header.nonce, sequence: this.#nextSequence }
+  }
+
   /** True once the journal is so long that a commit should rather write it anew. */
   get wantsRewrite(): boolean {
     return this.#bytes > REWRITE_BYTES_MIN && this.#bytes > this.#rewrittenBytes * REWRITE_GROWTH
@@ -150,7 +165,7 @@ export class OverlayJournal {
 
   /** Writes a frame behind the last one; it counts, and is durable, once `sync` has resolved. */
   append(frame: Frame): void {
-    const bytes = frame.seal(this.#nonce, this.#nextSequence)
+    const bytes = frame.seal(this.#header.nonce, this.#nextSequence)
     if (this.#bytes + bytes.length > JOURNAL_BYTES_MAX) throw new VarveError('LIMIT_EXCEEDED', `the journal of overlay ${this.#directory} would be larger than ${JOURNAL_BYTES_MAX} bytes`)
     this.#files.write(this.#fd, bytes, this.#bytes)
     this.#bytes += bytes.length
@@ -164,27 +179,27 @@ export class OverlayJournal {
   /**
    * Puts a new journal into the place of this one, durable when this resolves.
    * @param frame all runs of the overlay
-   * @returns false if there is no room for it: this one stands, and can be appended to
+   * @returns why there is no room for it, say: then this one stands, and can be appended to
    */
-  async rewrite(frame: Frame): Promise<boolean> {
-    const nonce = randomBytes(8)
-    const bytes = wholeJournal({ ...this.#header, nonce }, frame)
+  async rewrite(frame: Frame): Promise<Error | undefined> {
+    const header = { ...this.#header, version: OVERLAY_VERSION, nonce: randomBytes(8) }
+    const bytes = wholeJournal(header, frame)
     const file = { directory: this.#directory, name: NAME, bytes }
     try {
       await writeFresh(this.#files, file)
-    } catch {
+    } catch (error) {
       this.#rewrittenBytes = this.#bytes
-      return false
+      return error as Error
     }
     await publishFresh(this.#files, file)
     const fd = this.#files.open(`${this.#directory}/${NAME}`, 'write')
     this.#files.close(this.#fd)
     this.#fd = fd
-    this.#nonce = nonce
+    this.#header = header
     this.#bytes = bytes.length
     this.#rewrittenBytes = bytes.length
     this.#nextSequence = 1
-    return true
+    return undefined
   }
 
   close(): void {
@@ -196,8 +211,8 @@ export class OverlayJournal {
 export function wholeJournal(header: OverlayHeader, frame: Frame): Buffer {
   const sector = Buffer.alloc(SECTOR_BYTES)
   sector.set(MAGIC)
-  sector.writeUInt32LE(OVERLAY_VERSION, 8)
-  sector.writeUInt32LE(OVERLAY_BLOCK_BYTES, 12)
+  sector.writeUInt32LE(header.version, 8)
+  sector.writeUInt32LE(UNIT_BYTES[header.version]!, 12)
   writeNumber(sector, header.sizeBytes, 16)
   sector.set(header.nonce, 24)
   sector.set(header.lower, 32)
@@ -210,12 +225,13 @@ function readHeader(bytes: Buffer, path: string): OverlayHeader {
   if (bytes.length < SECTOR_BYTES) throw invalid(`${bytes.length} bytes are too few for a header`)
   if (!bytes.subarray(0, 8).equals(MAGIC)) throw invalid('does not start with VARVEOVL')
   const version = bytes.readUInt32LE(8)
-  if (version !== OVERLAY_VERSION) throw new VarveError('FORMAT_UNSUPPORTED', `${path}: version ${version} is not known; this is version ${OVERLAY_VERSION}`)
+  const unitBytes = UNIT_BYTES[version]
+  if (unitBytes === undefined) throw new VarveError('FORMAT_UNSUPPORTED', `${path}: version ${version} is not known; this is version ${OVERLAY_VERSION}`)
   if (crc32c(bytes.subarray(0, SECTOR_BYTES - 4)) !== bytes.readUInt32LE(SECTOR_BYTES - 4)) throw invalid('the header is damaged')
-  if (bytes.readUInt32LE(12) !== OVERLAY_BLOCK_BYTES) throw invalid(`blocks of ${bytes.readUInt32LE(12)} bytes`)
+  if (bytes.readUInt32LE(12) !== unitBytes) throw invalid(`units of ${bytes.readUInt32LE(12)} bytes`)
   const sizeBytes = readNumber(bytes, 16)
   if (sizeBytes > OVERLAY_BYTES_MAX) throw invalid(`a disk of ${sizeBytes} bytes is larger than ${OVERLAY_BYTES_MAX}`)
-  return { sizeBytes, nonce: bytes.subarray(24, 32), lower: bytes.subarray(32, 64) }
+  return { version, sizeBytes, nonce: bytes.subarray(24, 32), lower: bytes.subarray(32, 64) }
 }
 
 /**
@@ -225,14 +241,15 @@ function readHeader(bytes: Buffer, path: string): OverlayHeader {
  */
 export function readJournal(bytes: Buffer, visit: (header: OverlayHeader) => Visit, path: string): JournalContent {
   const header = readHeader(bytes, path)
-  const blockCount = Math.ceil(header.sizeBytes / OVERLAY_BLOCK_BYTES)
-  const visitRun = visit(header)
+  const unitBytes = UNIT_BYTES[header.version]!
+  const visitRun = inSectors(visit(header), header.sizeBytes, unitBytes)
+  const unitCount = Math.ceil(header.sizeBytes / unitBytes)
   let at = SECTOR_BYTES
   let sequence = 0
   for (; ; sequence++) {
     const length = frameBytes(bytes, at, header.nonce, sequence)
     if (length < 0) break
-    visitFrame(bytes, at, { blockCount, visitRun, path })
+    visitFrame(bytes, at, { unitCount, visitRun, path })
     at += length
   }
   if (sequence === 0) throw new VarveError('OVERLAY_INVALID', `${path}: the first frame is damaged`)
@@ -243,6 +260,14 @@ export function readJournal(bytes: Buffer, visit: (header: OverlayHeader) => Vis
     if (found >= 0 && found !== sequence) throw new VarveError('OVERLAY_INVALID', `${path}: frame ${sequence} at byte ${at} is damaged, and frame ${found} follows`)
   }
   return { header, validBytes: at, nextSequence: sequence }
+}
+
+/** Passes runs on in sectors; the last block of a disk may not be whole. */
+function inSectors(visit: Visit, sizeBytes: number, unitBytes: number): Visit {
+  const unitSectors = unitBytes / OVERLAY_SECTOR_BYTES
+  if (unitSectors === 1) return visit
+  const sectorCount = Math.ceil(sizeBytes / OVERLAY_SECTOR_BYTES)
+  return (first, count, state) => visit(first * unitSectors, Math.min(count * unitSectors, sectorCount - first * unitSectors), state)
 }
 
 /** Sequence of the frame whose header stands at `at`, or -1. */
@@ -263,7 +288,7 @@ function frameBytes(bytes: Buffer, at: number, nonce: Uint8Array, sequence: numb
   return sectorEnd - at
 }
 
-function visitFrame(bytes: Buffer, at: number, { blockCount, visitRun, path }: { blockCount: number; visitRun: Visit; path: string }): void {
+function visitFrame(bytes: Buffer, at: number, { unitCount, visitRun, path }: { unitCount: number; visitRun: Visit; path: string }): void {
   const end = at + FRAME_HEADER_BYTES + bytes.readUInt32LE(at + 24) * RECORD_BYTES
   let previousEnd = 0
   for (let record = at + FRAME_HEADER_BYTES; record < end; record += RECORD_BYTES) {
@@ -271,9 +296,9 @@ function visitFrame(bytes: Buffer, at: number, { blockCount, visitRun, path }: {
     const count = readNumber(bytes, record + 8)
     const state = place % 4
     const first = (place - state) / 4
-    const known = state === BlockState.data || state === BlockState.zero
-    if (!known || count < 1 || first < previousEnd || first + count > blockCount) {
-      throw new VarveError('OVERLAY_INVALID', `${path}: the record at byte ${record} says that ${count} blocks from ${first} have state ${state}`)
+    const known = state === SectorState.data || state === SectorState.zero
+    if (!known || count < 1 || first < previousEnd || first + count > unitCount) {
+      throw new VarveError('OVERLAY_INVALID', `${path}: the record at byte ${record} says that ${count} units from ${first} have state ${state}`)
     }
     visitRun(first, count, state)
     previousEnd = first + count

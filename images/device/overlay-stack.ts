@@ -15,8 +15,7 @@ import type { BlockMap } from '../blockmap/block-map.ts'
 import { VarveError } from '../errors.ts'
 import type { ChunkWriter } from '../store/chunk-store.ts'
 import type { BlockDevice, DeviceExtent, DeviceView, WriteOptions, WriteZeroesOptions } from './block-device.ts'
-import { OVERLAY_BLOCK_BYTES } from './overlay-blocks.ts'
-import { lockDirectory, OverlayDevice } from './overlay-device.ts'
+import { lockDirectory, OVERLAY_BLOCK_BYTES, OverlayDevice } from './overlay-device.ts'
 import { localFiles } from './overlay-files.ts'
 import type { OverlayFiles } from './overlay-files.ts'
 import { OVERLAY_BYTES_MAX } from './overlay-journal.ts'
@@ -57,8 +56,8 @@ export class OverlayStack implements BlockDevice {
   readonly #frozen: OverlayDevice[]
   #firstGeneration: number
   #top: OverlayDevice
-  /** The last commit of the overlay that was frozen last: a flush waits for it too. */
-  #freezing: Promise<void> | undefined
+  /** Those of #frozen that may hold what is not durable yet, with what their last commits said: a flush waits for them, or tries again. */
+  readonly #freezing = new Map<OverlayDevice, Promise<void>>()
   /** Snapshots, adoptions and drops, one after another. */
   #change: Promise<unknown> = Promise.resolve()
   #closing: Promise<void> | undefined
@@ -97,7 +96,7 @@ export class OverlayStack implements BlockDevice {
       const last = removeLeftovers(files, directory, file)
       let below = lower
       for (let generation = firstGeneration; generation <= last; generation++) {
-        below = await openGeneration({ files, directory, file, generation, lower: below, readOnly: generation < last })
+        below = await openGeneration({ files, directory, file, generation, lower: below, use: generation < last ? 'frozen' : 'top' })
         opened.push(below as OverlayDevice)
       }
       const top = opened.pop()
@@ -126,7 +125,7 @@ export class OverlayStack implements BlockDevice {
     try {
       let below = lower
       for (let at = firstGeneration; at <= generation; at++) {
-        below = await openGeneration({ files, directory, file, generation: at, lower: below, readOnly: true })
+        below = await openGeneration({ files, directory, file, generation: at, lower: below, use: 'read' })
         opened.push(below as OverlayDevice)
       }
       return new FrozenDisk(opened)
@@ -158,8 +157,8 @@ export class OverlayStack implements BlockDevice {
 
   flush(): void | Promise<void> {
     const top = this.#top.flush()
-    if (this.#freezing === undefined) return top
-    return Promise.all([this.#freezing, top]).then(() => {})
+    if (this.#freezing.size === 0) return top
+    return Promise.all([this.#frozenDurable(), top]).then(() => {})
   }
 
   extents(offset: number, length: number, most?: number): DeviceExtent[] {
@@ -179,28 +178,22 @@ export class OverlayStack implements BlockDevice {
   /**
    * Freezes what the disk shows at one moment of this call. Reads and writes go on meanwhile; none is lost, none is delayed.
    * @returns the generation that is now frozen, durable; the caller may now refer to it
-   * @throws whatever kept the new generation from being made; the disk then goes on as it was
+   * @throws whatever kept the new generation from being made, or the old one from being durable: no flush succeeds before that one is
    */
   snapshot(): Promise<number> {
     return this.#inTurn(async () => {
       const generation = this.topGeneration
       const next = await this.#openNext(generation + 1)
       const frozen = this.#top
-      let commit
       try {
-        commit = frozen.freeze(next)
+        this.#freezing.set(frozen, frozen.freeze(next))
       } catch (error) {
         await next[Symbol.asyncDispose]()
         throw error
       }
       this.#frozen.push(frozen)
       this.#top = next
-      if (commit !== undefined) {
-        // A commit that fails stays: no flush may succeed after it.
-        this.#freezing = commit
-        await commit
-        this.#freezing = undefined
-      }
+      await this.#frozenDurable()
       return generation
     })
   }
@@ -225,13 +218,16 @@ export class OverlayStack implements BlockDevice {
     return this.#inTurn(async () => {
       const overlay = this.#frozen.at(0)
       if (overlay === undefined || generation !== this.#firstGeneration) throw new RangeError(`generation ${generation} is not the lowest frozen one`)
+      if (lower.sizeBytes !== this.sizeBytes) throw new RangeError(`a disk of ${lower.sizeBytes} bytes below an overlay of ${this.sizeBytes}`)
       const bases = this.#file.bases.filter(base => base.firstGeneration <= generation)
       await this.#writeFile([...bases, { lowerDigest, firstGeneration: generation + 1 }])
       const above = this.#frozen.at(1) ?? this.#top
       this.#frozen.shift()
+      this.#freezing.delete(overlay)
       this.#firstGeneration = generation + 1
       await above.replaceLower(lower)
-      await overlay[Symbol.asyncDispose]()
+      // What it held is in the map: that one of its files cannot be closed, or made durable, does not undo what has happened.
+      await overlay[Symbol.asyncDispose]().catch(() => {})
     })
   }
 
@@ -258,12 +254,17 @@ export class OverlayStack implements BlockDevice {
     return this.#closing
   }
 
+  /** Resolves when all that frozen generations hold is durable; a commit that has failed is tried again. */
+  async #frozenDurable(): Promise<void> {
+    await Promise.all([...this.#freezing].map(([overlay, commit]) => commit.catch(() => overlay.flush()).then(() => this.#freezing.delete(overlay))))
+  }
+
   async #openNext(generation: number): Promise<OverlayDevice> {
     // An attempt that failed may have left one; it never took a write.
     removeGeneration(this.#files, this.#directory, generation)
     await createGeneration(this.#files, this.#directory, this.#file, generation)
     await publishGeneration(this.#files, this.#directory, generation)
-    return openGeneration({ files: this.#files, directory: this.#directory, file: this.#file, generation, lower: this.#top, readOnly: false })
+    return openGeneration({ files: this.#files, directory: this.#directory, file: this.#file, generation, lower: this.#top, use: 'top' })
   }
 
   async #writeFile(bases: StackBase[]): Promise<void> {
@@ -354,10 +355,13 @@ function removeGeneration(files: OverlayFiles, directory: string, generation: nu
   files.remove(`${directory}/${generation}.old`)
 }
 
-async function openGeneration({ files, directory, file, generation, lower, readOnly }: { files: OverlayFiles; directory: string; file: StackFile; generation: number; lower: BlockDevice; readOnly: boolean }): Promise<OverlayDevice> {
+/** @param use of one that is frozen, by the owner of the stack, or by anybody: what was not closed, only the owner makes whole */
+async function openGeneration({ files, directory, file, generation, lower, use }: { files: OverlayFiles; directory: string; file: StackFile; generation: number; lower: BlockDevice; use: 'top' | 'frozen' | 'read' }): Promise<OverlayDevice> {
   const at = `${directory}/${generation}`
   if (!OverlayDevice.exists(at, files)) throw new VarveError('OVERLAY_INVALID', `the journal of ${at} is missing`)
-  return OverlayDevice.open({ files, directory: at, lower, lowerDigest: generationName(file, generation), readOnly })
+  const options = { files, directory: at, lower, lowerDigest: generationName(file, generation) }
+  if (use === 'frozen') await OverlayDevice.recover(options)
+  return OverlayDevice.open({ ...options, readOnly: use !== 'top' })
 }
 
 /**

@@ -1,11 +1,11 @@
 /**
  * The catalog's database: one SQLite file that several processes use at once. Opens it, brings its tables up to date,
- * and begins every transaction with the right to write, waiting for others without holding up this process.
+ * and begins every transaction that changes something with the right to write, waiting for others without holding up this process.
  */
 import { setTimeout as delay } from 'node:timers/promises'
 import Database from 'better-sqlite3'
 import type { Database as Sqlite } from 'better-sqlite3'
-import type { Kysely } from 'kysely'
+import type { DatabaseConnection, Kysely, TransactionSettings } from 'kysely'
 import { VarveError } from '../errors.ts'
 import { CATALOG_MIGRATIONS, CATALOG_VERSION } from './migrations.ts'
 import type { CatalogTables } from './catalog-schema.ts'
@@ -60,8 +60,9 @@ export async function queryBuilder(sqlite: Sqlite): Promise<Kysely<CatalogTables
   const { Kysely, SqliteDialect, SqliteDriver } = await import('kysely')
 
   class CatalogDriver extends SqliteDriver {
-    override async beginTransaction(): Promise<void> {
-      await begin(sqlite)
+    override async beginTransaction(_connection: DatabaseConnection, settings?: TransactionSettings): Promise<void> {
+      if (settings?.accessMode === 'read only') sqlite.exec('begin')
+      else await begin(sqlite)
     }
   }
   class CatalogDialect extends SqliteDialect {

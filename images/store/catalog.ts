@@ -158,6 +158,11 @@ export class Catalog implements AsyncDisposable {
     return (await this.#db()).transaction().execute(action)
   }
 
+  /** Queries that see one moment; waits for nobody. */
+  async #look<T>(action: (db: Transaction<CatalogTables>) => Promise<T>): Promise<T> {
+    return (await this.#db()).transaction().setAccessMode('read only').execute(action)
+  }
+
   // Layers
 
   /**
@@ -242,15 +247,15 @@ export class Catalog implements AsyncDisposable {
 
   /** @throws VarveError NOT_FOUND */
   async cvd(name: string): Promise<Cvd> {
-    const db = await this.#db()
-    return cvdOf(db, await findCvd(db, name))
+    return this.#look(async (db) => cvdOf(db, await findCvd(db, name)))
   }
 
   /** All, by name. */
   async cvds(): Promise<Cvd[]> {
-    const db = await this.#db()
-    const rows = await db.selectFrom('cvds').selectAll().orderBy('name').execute()
-    return Promise.all(rows.map((row) => cvdOf(db, row)))
+    return this.#look(async (db) => {
+      const rows = await db.selectFrom('cvds').selectAll().orderBy('name').execute()
+      return Promise.all(rows.map((row) => cvdOf(db, row)))
+    })
   }
 
   /**
@@ -363,16 +368,16 @@ export class Catalog implements AsyncDisposable {
    * @throws VarveError NOT_FOUND
    */
   async snapshot(cvd: string, name: string): Promise<Snapshot> {
-    const db = await this.#db()
-    return snapshotOf(db, cvd, await findSnapshot(db, await findCvd(db, cvd), name))
+    return this.#look(async (db) => snapshotOf(db, cvd, await findSnapshot(db, await findCvd(db, cvd), name)))
   }
 
   /** Of one CVD, oldest first. @throws VarveError NOT_FOUND */
   async snapshots(cvd: string): Promise<Snapshot[]> {
-    const db = await this.#db()
-    const { id } = await findCvd(db, cvd)
-    const rows = await db.selectFrom('snapshots').selectAll().where('cvd_id', '=', id).orderBy('created_at_ms').orderBy('name').execute()
-    return Promise.all(rows.map((row) => snapshotOf(db, cvd, row)))
+    return this.#look(async (db) => {
+      const { id } = await findCvd(db, cvd)
+      const rows = await db.selectFrom('snapshots').selectAll().where('cvd_id', '=', id).orderBy('created_at_ms').orderBy('name').execute()
+      return Promise.all(rows.map((row) => snapshotOf(db, cvd, row)))
+    })
   }
 
   /** What it holds of its CVD's overlay goes with the next settling, what it holds of chunks with the next collection. @throws VarveError NOT_FOUND */
@@ -386,10 +391,11 @@ export class Catalog implements AsyncDisposable {
 
   /** Every overlay that a CVD or one of its snapshots needs, by the CVD's id. Directories of others are left over. */
   async overlays(): Promise<Map<string, Set<number>>> {
-    const db = await this.#db()
-    const needed = new Map<string, Set<number>>()
-    for (const { id } of await db.selectFrom('cvds').select('id').execute()) needed.set(id, await overlaysNeeded(db, id))
-    return needed
+    return this.#look(async (db) => {
+      const needed = new Map<string, Set<number>>()
+      for (const { id } of await db.selectFrom('cvds').select('id').execute()) needed.set(id, await overlaysNeeded(db, id))
+      return needed
+    })
   }
 
   // Composed maps: a cache. What a CVD or a snapshot stands on is kept by them.

@@ -3,7 +3,7 @@
  */
 import assert from 'node:assert/strict'
 import { randomBytes } from 'node:crypto'
-import { existsSync, mkdirSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, writeFileSync } from 'node:fs'
 import { describe, it } from 'node:test'
 import { importLayer } from '@varve/composer/import/import-layer.ts'
 import type { BlockDevice } from '@varve/images/device/block-device.ts'
@@ -12,7 +12,8 @@ import { MapDevice } from '@varve/images/device/map-device.ts'
 import { isVarveError } from '@varve/images/errors.ts'
 import { Home } from '@varve/images/store/home.ts'
 import { reachableChunks } from '@varve/images/store/reachable.ts'
-import { CvdDisk, ownCvd, readMap, removeLeftOverlays } from '@varve/tools/cvd-disk.ts'
+import { CvdDisk, ownCvd, removeCvdFiles, removeLeftOverlays } from '@varve/tools/cvd-disk.ts'
+import { readMap } from '@varve/tools/settlement.ts'
 import { ScratchDirectory } from '../varve-command.ts'
 
 const CVD = 'desk'
@@ -88,6 +89,48 @@ describe('CvdDisk', () => {
     await using disk = await CvdDisk.open(CVD, { home, cache: ChunkCache.create({ bytesMax: 1 << 20 }) })
     await assert.rejects(disk.snapshot('../one'), (error) => isVarveError(error, 'NAME_INVALID'))
     assert.equal((disk.device as CvdDisk['device'] & { topGeneration: number }).topGeneration, 1)
+  })
+
+  it('a snapshot of an overlay that was given up for other layers is settled by the next owner, and the overlay goes', async () => {
+    using scratch = new ScratchDirectory('cvd-disk')
+    await using home = await homeWithCvd(scratch)
+    const cache = ChunkCache.create({ bytesMax: 1 << 20 })
+    let first: number
+    {
+      await using disk = await CvdDisk.open(CVD, { home, cache })
+      first = disk.cvd.overlay!
+      for (const [index, name] of ['one', 'two'].entries()) {
+        await fill(disk.device, index + 1)
+        await disk.snapshot(name)
+      }
+      await fill(disk.device, 9)
+    }
+    await home.catalog.setCvdLayers(CVD, ['base'], { policy: { boot: 'none', label: 'other' }, discardWrites: true })
+    await using disk = await CvdDisk.open(CVD, { home, cache })
+    await disk.settle()
+    for (const [index, name] of ['one', 'two'].entries()) {
+      const { map, overlay } = await home.catalog.snapshot(CVD, name)
+      assert.equal(overlay, null)
+      assert.equal(await firstByte(new MapDevice(await readMap(home, map!), home.store, cache)), index + 1)
+    }
+    assert.equal(existsSync(home.overlayDirectory(disk.cvd.id, first)), false)
+    assert.notEqual(disk.cvd.overlay, first)
+  })
+
+  it('the lock of a CVD that is removed goes with it, at once or with the next collection', async () => {
+    using scratch = new ScratchDirectory('cvd-disk')
+    await using home = await homeWithCvd(scratch)
+    const locks = () => readdirSync(home.runDirectory).filter((name) => name.endsWith('.lock'))
+    await home.catalog.createCvd({ name: 'other', layers: ['base'] })
+    for (const name of [CVD, 'other']) (await ownCvd(home, name)).owner[Symbol.dispose]()
+    assert.equal(locks().length, 2)
+    removeCvdFiles(home, await home.catalog.removeCvd('other'))
+    assert.equal(locks().length, 1)
+    await removeLeftOverlays(home)
+    assert.equal(locks().length, 1)
+    await home.catalog.removeCvd(CVD)
+    await removeLeftOverlays(home)
+    assert.deepEqual(locks(), [])
   })
 
   it('an overlay that is made while left ones are removed stays', async () => {

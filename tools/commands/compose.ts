@@ -10,10 +10,10 @@ import type { RecipeRequest } from '@varve/composer/prepare-recipe.ts'
 import { digestToHex } from '@varve/images/chunk/digest.ts'
 import type { Home } from '@varve/images/store/home.ts'
 import { parseCvdName } from '@varve/images/store/names.ts'
-import { readMap } from '../cvd-disk.ts'
 import { action } from '../invocation.ts'
 import type { Invocation } from '../invocation.ts'
 import { snapshotDocument } from '../names.ts'
+import { readMap } from '../settlement.ts'
 import { ExitStatus, formatBytes, formatDuration, formatTable } from '../terminal.ts'
 
 export function addComposeCommand(program: Command): void {

@@ -1,13 +1,12 @@
 /**
  * `varve cvd`: create, list, show, remove, layers.
  */
-import { rmSync } from 'node:fs'
 import type { Command } from 'commander'
 import type { Cvd, JsonObject } from '@varve/images/store/catalog.ts'
 import { formatLayerName } from '@varve/images/store/names.ts'
 import { policyDocument, withPolicyOptions } from '../cvd-policy.ts'
 import type { PolicyOptions } from '../cvd-policy.ts'
-import { ownCvd } from '../cvd-disk.ts'
+import { ownCvd, removeCvdFiles } from '../cvd-disk.ts'
 import { action } from '../invocation.ts'
 import { cvdDocument, formatTime, snapshotDocument } from '../names.ts'
 import { formatTable } from '../terminal.ts'
@@ -40,7 +39,7 @@ export function addCvdCommands(program: Command): void {
     await using home = await invocation.openHome()
     using _owner = (await ownCvd(home, name)).owner
     const removed = await home.catalog.removeCvd(name, { snapshots: options.snapshots })
-    rmSync(home.overlaysDirectory(removed.id), { recursive: true, force: true })
+    removeCvdFiles(home, removed)
     invocation.result(cvdDocument(removed), `removed ${name}`)
   }))
 

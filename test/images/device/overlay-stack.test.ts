@@ -217,6 +217,40 @@ describe('a snapshot', () => {
     assert.equal((await contentOf(disk.stack))[0], 2)
   })
 
+  test('whose commit finds no room fails every flush until there is room, and none after', async () => {
+    let full = false
+    const frozen = new Set<number>()
+    const files: OverlayFiles = {
+      ...hastyFiles,
+      open(path, mode) {
+        const fd = localFiles.open(path, mode)
+        if (path.endsWith('/1/map')) frozen.add(fd)
+        else frozen.delete(fd)
+        return fd
+      },
+      write(fd, bytes, offset) {
+        if (full && frozen.has(fd)) throw Object.assign(new Error('ENOSPC'), { code: 'ENOSPC' })
+        localFiles.write(fd, bytes, offset)
+      },
+    }
+    await using disk = await Disk.of(Buffer.alloc(100_000, 1), { files })
+    await disk.stack.write(Buffer.alloc(4096, 2), 0)
+    full = true
+    await assert.rejects(disk.stack.snapshot(), { code: 'ENOSPC' })
+    await disk.stack.write(Buffer.alloc(4096, 3), 4096)
+    for (let flush = 0; flush < 2; flush++) await assert.rejects(async () => disk.stack.flush(), { code: 'ENOSPC' })
+    await assert.rejects(disk.stack.snapshot(), { code: 'ENOSPC' })
+    full = false
+    await disk.stack.flush()
+    assert.equal(disk.stack.flush(), undefined)
+    const generation = await disk.stack.snapshot()
+    const content = await contentOf(disk.stack)
+    await using snapshot = await disk.frozen(generation)
+    assert.ok((await contentOf(snapshot)).equals(content))
+    await disk.reopen()
+    assert.ok((await contentOf(disk.stack)).equals(content))
+  })
+
   test('one that is not frozen, or not there, is not found', async () => {
     await using disk = await Disk.of(Buffer.alloc(100_000, 1))
     for (const generation of [0, 1, 2]) await assert.rejects(disk.frozen(generation), { code: 'NOT_FOUND' })
@@ -289,6 +323,37 @@ describe('settling', () => {
     await assert.rejects(disk.reopen(), { code: 'OVERLAY_INVALID' })
     disk.map = map
     await disk.open()
+  })
+
+  test('is done when the stack lies on the map, whether the files of the generation can be closed or not', async () => {
+    const lost = new Set<number>()
+    const files: OverlayFiles = {
+      ...hastyFiles,
+      open(path, mode) {
+        const fd = localFiles.open(path, mode)
+        if (path.includes('/1/') || path.includes('/1.new/')) lost.add(fd)
+        else lost.delete(fd)
+        return fd
+      },
+      close(fd) {
+        localFiles.close(fd)
+        if (adopting && lost.has(fd)) throw Object.assign(new Error('EIO: close'), { code: 'EIO' })
+      },
+    }
+    let adopting = false
+    await using disk = await Disk.of(Buffer.alloc(100_000, 1), { files })
+    await disk.stack.write(Buffer.alloc(4096, 2), 0)
+    await disk.stack.snapshot()
+    const writer = disk.store.writer()
+    const { generation, map } = await disk.stack.settle(disk.map, writer)
+    await writer.commit()
+    adopting = true
+    await disk.stack.adopt({ ...disk.lower(map), generation })
+    adopting = false
+    disk.map = map
+    assert.deepEqual(disk.stack.frozenGenerations(), [])
+    await disk.stack.drop()
+    assert.equal((await contentOf(disk.stack))[0], 2)
   })
 
   test('a snapshot that was opened before its files were dropped stays readable', async () => {

@@ -82,6 +82,9 @@ export class PowerCutFiles implements OverlayFiles {
   readonly #log: Operation[] = []
   readonly #open = new Map<number, number>()
   readonly #random: Random
+  /** Why a call fails now, if it does: asked before each. A write that fails may have been carried out in part. */
+  fault: (call: keyof OverlayFiles, path: string) => Error | undefined = () => undefined
+  readonly #paths = new Map<number, string>()
   #nextFile: number
   #nextDescriptor = 3
 
@@ -99,6 +102,7 @@ export class PowerCutFiles implements OverlayFiles {
   }
 
   open(path: string, mode: 'read' | 'write' | 'create'): number {
+    this.#try('open', path)
     let entry = this.#names.get(path)
     if (entry === 'directory') throw new Error(`EISDIR: ${path}`)
     if (entry === undefined) {
@@ -109,12 +113,14 @@ export class PowerCutFiles implements OverlayFiles {
       this.#log.push({ kind: 'name', path, entry })
     }
     this.#open.set(this.#nextDescriptor, entry)
+    this.#paths.set(this.#nextDescriptor, path)
     return this.#nextDescriptor++
   }
 
   close(fd: number): void {
     this.#file(fd)
     this.#open.delete(fd)
+    this.#try('close', fd)
   }
 
   sizeBytes(fd: number): number {
@@ -126,22 +132,28 @@ export class PowerCutFiles implements OverlayFiles {
   }
 
   read(fd: number, into: Uint8Array, offset: number): void {
+    this.#try('read', fd)
     this.#contents.get(this.#file(fd))!.read(into, offset)
   }
 
   write(fd: number, bytes: Uint8Array, offset: number): void {
     const file = this.#file(fd)
+    const fault = this.fault('write', this.#paths.get(fd)!)
+    if (fault !== undefined) bytes = bytes.subarray(0, this.#random.pick([0, SECTOR_BYTES * this.#random.below(Math.ceil(bytes.length / SECTOR_BYTES)), bytes.length]))
     this.#contents.get(file)!.write(bytes, offset)
     this.#log.push({ kind: 'write', file, bytes: Uint8Array.from(bytes), offset })
+    if (fault !== undefined) throw fault
   }
 
   truncate(fd: number, sizeBytes: number): void {
+    this.#try('truncate', fd)
     const file = this.#file(fd)
     this.#contents.get(file)!.truncate(sizeBytes)
     this.#log.push({ kind: 'truncate', file, sizeBytes })
   }
 
   punch(fd: number, offset: number, length: number): boolean {
+    this.#try('punch', fd)
     const file = this.#file(fd)
     const content = this.#contents.get(file)!
     content.write(new Uint8Array(Math.min(length, content.sizeBytes - offset)), offset)
@@ -149,7 +161,8 @@ export class PowerCutFiles implements OverlayFiles {
     return true
   }
 
-  allocate(): boolean {
+  allocate(fd: number): boolean {
+    this.#try('allocate', fd)
     return true
   }
 
@@ -157,12 +170,14 @@ export class PowerCutFiles implements OverlayFiles {
     const file = this.#file(fd)
     const until = this.#log.length
     await this.#wait()
+    this.#try('sync', fd)
     this.#log.push({ kind: 'synced', file, until })
   }
 
   makeDirectory(path: string): void {
+    this.#try('makeDirectory', path)
     if (this.#names.has(path)) return
-    if (path !== '/') this.makeDirectory(parentOf(path))
+    if (!this.#names.has(parentOf(path))) this.makeDirectory(parentOf(path))
     this.#names.set(path, 'directory')
     this.#log.push({ kind: 'name', path, entry: 'directory' })
   }
@@ -172,11 +187,13 @@ export class PowerCutFiles implements OverlayFiles {
   }
 
   rename(from: string, to: string): void {
+    this.#try('rename', to)
     if (!rename(this.#names, from, to)) throw new Error(`ENOENT: ${from}`)
     this.#log.push({ kind: 'rename', from, to })
   }
 
   remove(path: string): void {
+    this.#try('remove', path)
     // As rm -r does it: name by name, from the leaves.
     for (const name of [...this.#names.keys()].filter(name => name === path || name.startsWith(`${path}/`)).sort().reverse()) {
       this.#names.delete(name)
@@ -187,6 +204,7 @@ export class PowerCutFiles implements OverlayFiles {
   async syncDirectory(directory: string): Promise<void> {
     const until = this.#log.length
     await this.#wait()
+    this.#try('syncDirectory', directory)
     this.#log.push({ kind: 'names synced', directory, until })
   }
 
@@ -232,6 +250,11 @@ export class PowerCutFiles implements OverlayFiles {
       return 'file' in operation && index < (filesUntil.get(operation.file) ?? 0)
     })
     return { log, durable }
+  }
+
+  #try(call: keyof OverlayFiles, on: number | string): void {
+    const fault = this.fault(call, typeof on === 'string' ? on : this.#paths.get(on)!)
+    if (fault !== undefined) throw fault
   }
 
   #file(fd: number): number {

@@ -9,6 +9,8 @@ interface Version {
   /** Order of events: when the call that wrote it began, and when it had completed. */
   begun: number
   completed: number
+  /** Order of the event after which it no longer appears anew: it had completed, or had failed, perhaps in part. */
+  ended: number
   /** Moment of the log at which the call began: before, there is no trace of it. */
   moment: number
   /** Moment from which it is durable by itself (FUA). */
@@ -35,17 +37,20 @@ export class SectorHistory {
   /** @param content of the disk at the start */
   constructor(content: Uint8Array) {
     this.#versions = Array.from({ length: content.length / SECTOR_BYTES }, (_, sector) => (
-      [{ value: versionIn(content, sector), begun: 0, completed: 0, moment: -1, durable: -1 }]
+      [{ value: versionIn(content, sector), begun: 0, completed: 0, ended: 0, moment: -1, durable: -1 }]
     ))
   }
 
-  /** A call that writes `value` to sectors begins at a moment. @returns what to call when it has completed */
-  begin(first: number, count: number, value: number, moment: number): (moment: number, fua: boolean) => void {
-    const version = { value, begun: ++this.#event, completed: Infinity, moment, durable: Infinity }
+  /** A call that writes `value` to sectors begins at a moment. @returns what to call when it has completed, or failed */
+  begin(first: number, count: number, value: number, moment: number): { complete: (moment: number, fua: boolean) => void; fail: () => void } {
+    const version = { value, begun: ++this.#event, completed: Infinity, ended: Infinity, moment, durable: Infinity }
     for (let sector = first; sector < first + count; sector++) this.#versions[sector].push(version)
-    return (completed, fua) => {
-      version.completed = ++this.#event
-      if (fua) version.durable = completed
+    return {
+      complete: (completed, fua) => {
+        version.completed = version.ended = ++this.#event
+        if (fua) version.durable = completed
+      },
+      fail: () => { version.ended = ++this.#event },
     }
   }
 
@@ -63,6 +68,6 @@ export class SectorHistory {
     const flush = Math.max(0, ...this.#flushes.filter(({ answered }) => answered <= moment).map(({ begun }) => begun))
     const versions = this.#versions[sector]
     const overwritten = Math.max(...versions.filter(version => version.completed <= flush || version.durable <= moment).map(({ begun }) => begun))
-    return versions.filter(version => version.completed >= overwritten && version.moment < moment).map(({ value }) => value)
+    return versions.filter(version => version.ended >= overwritten && version.moment < moment).map(({ value }) => value)
   }
 }

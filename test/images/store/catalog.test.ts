@@ -79,6 +79,29 @@ describe('catalog', () => {
   })
 
   describe('CVDs', () => {
+    test('one is shown as it was at one moment, whatever another process changes meanwhile', async () => {
+      const file = newFile()
+      await using catalog = await open(file)
+      await using other = await open(file)
+      for (const name of ['one', 'two']) await catalog.addLayer(layer(name))
+      await catalog.createCvd({ name: 'desk', layers: ['one'], policy: { stack: 'one' } })
+      let changing = true
+      const change = async (): Promise<void> => {
+        for (let round = 0; round < 50; round++) {
+          const stack = round % 2 === 0 ? 'two' : 'one'
+          await other.setCvdLayers('desk', [stack], { policy: { stack } })
+        }
+        changing = false
+      }
+      const look = async (): Promise<void> => {
+        while (changing) {
+          for (const cvd of [await catalog.cvd('desk'), ...(await catalog.cvds())]) assert.equal(cvd.policy.stack, cvd.layers[0].name)
+          await new Promise<void>((resolve) => { setImmediate(resolve) })
+        }
+      }
+      await Promise.all([change(), look()])
+    })
+
     test('layers are pinned, bottom first, to the versions of the moment', async () => {
       await using catalog = await open()
       for (const name of ['base', 'app', 'app']) await catalog.addLayer(layer(name))
