@@ -5,7 +5,7 @@
 import net from 'node:net'
 import type { BusyLoop, BusyMember } from './busy-loop.ts'
 import { RECEIVE_BUFFER_BYTES } from './limits.ts'
-import { POLLIN, POLLOUT, receiveNow, sendNow } from './socket-calls.ts'
+import { POLLIN, POLLOUT, duplicate, receiveNow, sendNow } from './socket-calls.ts'
 
 /** Something to be written. */
 export interface Outgoing {
@@ -28,6 +28,8 @@ export interface Transport {
   end(): void
   /** Closes at once. */
   destroy(): void
+  /** Gives the connection away as a stream: no event comes any more. For a transport that is paused, and has nothing unsent. */
+  giveAway(): net.Socket
 }
 
 export interface TransportEvents {
@@ -79,6 +81,7 @@ export class SocketTransport implements Transport, BusyMember {
   #rests: Rest[] = []
   /** What it did not take otherwise waits in the stream: what follows goes the same way. */
   #streaming = 0
+  #givenAway = false
 
   /** @param fd of a connected socket, which is closed with the transport */
   constructor(fd: number, loop: SocketLoop, events: TransportEvents) {
@@ -102,7 +105,7 @@ export class SocketTransport implements Transport, BusyMember {
     socket.once('end', () => events.ended())
     socket.once('close', () => {
       this.#leaveBusy()
-      events.closed(failure)
+      if (!this.#givenAway) events.closed(failure)
     })
   }
 
@@ -145,6 +148,14 @@ export class SocketTransport implements Transport, BusyMember {
   destroy(): void {
     this.#leaveBusy()
     this.#socket.destroy()
+  }
+
+  /** On a descriptor of its own: bytes of this one's stream go to memory of the thread. */
+  giveAway(): net.Socket {
+    this.#givenAway = true
+    const socket = new net.Socket({ fd: duplicate(this.fd), allowHalfOpen: true })
+    this.destroy()
+    return socket
   }
 
   ready(events: number): boolean {

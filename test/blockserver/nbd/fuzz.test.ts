@@ -4,14 +4,20 @@
  */
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
+import { mkdtempSync, rmSync } from 'node:fs'
 import net from 'node:net'
+import { tmpdir } from 'node:os'
 import path from 'node:path'
+import { Duplex, PassThrough } from 'node:stream'
 import test from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
+import tls from 'node:tls'
 import { VarveError } from '@varve/images/errors.ts'
 import { NbdClient, NbdRequestError } from '@varve/blockserver/nbd/client.ts'
+import { TlsCredentials } from '@varve/blockserver/nbd/tls-credentials.ts'
 import { Random, testSeed } from '../../random.ts'
-import { counted, go, metaContext, option, request, uint32 } from './raw-peer.ts'
+import { Certificates } from './certificates.ts'
+import { RawPeer, counted, extendedRequest, go, metaContext, option, request, uint32, uint64 } from './raw-peer.ts'
 import { serve } from './serving.ts'
 import { TestDisk } from './test-disk.ts'
 
@@ -27,25 +33,37 @@ function someName(random: Random): Buffer {
 function someOption(random: Random): Buffer {
   switch (random.below(9)) {
     case 0: return option(3)
-    case 1: return option(8)
+    case 1: return option(random.pick([8, 11]))
     case 2: return go(someName(random), [0, 1, 2, 3], 6)
-    case 3: return metaContext(10, 'victim', ['base:allocation'])
+    case 3: return metaContext(10, 'victim', random.pick([['base:allocation'], ['base:allocation', 'x-test:all'], ['x-test:']]))
     case 4: return metaContext(9, random.pick(['victim', 'missing']), random.pick([[], ['base:'], ['x'], Array.from({ length: 130 }, () => 'a:b')]))
     case 5: return option(random.uint32(), random.bytes(random.below(300)))
-    case 6: return option(random.pick([1, 3, 5, 6, 7, 8, 9, 10]), random.bytes(random.below(2000)))
+    case 6: return option(random.pick([1, 3, 5, 6, 7, 8, 9, 10, 11]), random.bytes(random.below(2000)))
     case 7: return option(random.pick([6, 7, 9, 10]), Buffer.concat([counted(someName(random)), uint32(random.uint32())]))
     default: return Buffer.concat([Buffer.from('IHAVEOPT'), uint32(random.below(13)), uint32(random.pick([0, 1, 65_536, 65_537, 0x7fff_ffff, 0xffff_ffff]))])
   }
 }
 
-function someRequest(random: Random): Buffer[] {
+function someRequest(random: Random, extended: boolean): Buffer[] {
   const length = random.chance(0.9) ? random.pick([0, 1, 511, 4096, 65_536, random.below(100_000)]) : random.pick([1_000_000, 4_000_000, 32 * MiB, 33 * MiB, 0xffff_ffff])
   const type = random.chance(0.95) ? random.pick([0, 0, 1, 1, 3, 4, 5, 6, 7]) : random.below(65_536)
   const offset = random.chance(0.9) ? BigInt(random.below(5 * MiB)) : BigInt(random.uint32()) << BigInt(random.below(33))
   const flags = random.chance(0.7) ? 0 : random.chance(0.8) ? random.below(32) : random.below(65_536)
+  if (extended) return someExtendedRequest(random, { type, offset, flags, length })
   const header = request({ type, flags, offset, length, cookie: BigInt(random.uint32()) })
   // Most payloads are there; some are short, so that what follows is taken for payload.
   return type === 1 ? [header, Buffer.alloc(random.chance(0.98) ? Math.min(length, 200_000) : random.below(1000), random.below(256))] : [header]
+}
+
+function someExtendedRequest(random: Random, { type, offset, flags, length }: { type: number; offset: bigint; flags: number; length: number }): Buffer[] {
+  const cookie = BigInt(random.uint32())
+  if (type === 7 && random.chance(0.5)) {
+    const payload = random.chance(0.7) ? Buffer.concat([uint64(BigInt(length)), ...Array.from({ length: random.below(4) }, () => uint32(random.below(4)))]) : random.bytes(random.below(100))
+    return [extendedRequest({ type, flags: flags | 32, offset, length: BigInt(payload.length), cookie }), payload]
+  }
+  const withPayload = random.chance(type === 1 ? 0.95 : 0.02)
+  const header = extendedRequest({ type, flags: withPayload ? flags | 32 : flags, offset, length: withPayload || random.chance(0.9) ? BigInt(length) : BigInt(length) << 30n, cookie })
+  return withPayload || type === 1 ? [header, Buffer.alloc(random.chance(0.98) ? Math.min(length, 200_000) : random.below(1000), random.below(256))] : [header]
 }
 
 function mutated(random: Random, bytes: Buffer): Buffer {
@@ -58,10 +76,11 @@ function mutated(random: Random, bytes: Buffer): Buffer {
 function session(random: Random): Buffer[] {
   const frames: Buffer[] = [random.chance(0.95) ? uint32(random.below(4)) : random.bytes(random.below(8))]
   // Most of them behave until they are in.
-  if (random.chance(0.75)) frames.push(option(8), metaContext(10, 'victim', ['base:allocation']))
+  const extended = random.chance(0.5)
+  if (random.chance(0.75)) frames.push(option(extended ? 11 : 8), metaContext(10, 'victim', ['base:allocation', 'x-test:all']))
   else for (let count = random.below(8); count > 0; count--) frames.push(someOption(random))
-  if (random.chance(0.9)) frames.push(random.chance(0.5) ? go('victim') : option(1, Buffer.from('victim')))
-  for (let count = random.below(40); count > 0; count--) frames.push(...someRequest(random))
+  if (random.chance(0.9)) frames.push(random.chance(0.5) || extended ? go('victim') : option(1, Buffer.from('victim')))
+  for (let count = random.below(40); count > 0; count--) frames.push(...someRequest(random, extended))
   const mutations = random.chance(0.6) ? 0 : 0.05
   return frames.map((frame) => random.chance(mutations) ? mutated(random, frame) : frame)
 }
@@ -97,7 +116,7 @@ test('hostile peers neither stop the server nor its honest clients, and memory s
     fault: () => { if (random.chance(0.02)) throw new Error('broken on purpose') },
   })
   const honest = new TestDisk(4 * MiB)
-  await using serving = await serve({ victim, honest })
+  await using serving = await serve({ victim, honest }, { contexts: [{ name: 'x-test:all', extents: (_offset, length) => [{ length, flags: 1 }] }] })
   const socketPath = serving.unix.slice('unix:'.length)
   const client = await NbdClient.connect(serving.unix, { exportName: 'honest' })
   let framesLeft = FRAMES
@@ -140,7 +159,7 @@ test('a server that lies to our client gets an error from it, never a crash or w
   const random = new Random(seed)
   const disk = new TestDisk(MiB)
   await disk.write(Buffer.alloc(100_000, 1), 50_000)
-  await using serving = await serve({ disk })
+  await using serving = await serve({ disk }, { contexts: [{ name: 'x-test:all', extents: (_offset, length) => [{ length, flags: 1 }] }] })
   const proxyPath = path.join(serving.directory, 'proxy')
   // Forwards to the real server; what comes back is damaged at one place and cut at another.
   const proxy = net.createServer((socket) => {
@@ -166,9 +185,9 @@ test('a server that lies to our client gets an error from it, never a crash or w
     throw new Error(`seed ${seed}`, { cause: error })
   }
   const talk = async () => {
-    const client = await NbdClient.connect(`unix:${proxyPath}`, { exportName: 'disk', structured: random.chance(0.7), connectMsMax: 50 })
+    const client = await NbdClient.connect(`unix:${proxyPath}`, { exportName: 'disk', framing: random.pick(['simple', 'structured', 'extended'] as const), contexts: ['base:allocation', 'x-test:all'], connectMsMax: 50 })
     const timer = setTimeout(() => client.destroy(), 50)
-    const requests = [client.read(0, 1000), client.read(40_000, 150_000), client.allocation ? client.blockStatus(0, MiB) : client.flush(), client.write(Buffer.alloc(10), 5), client.read(MiB, 1)]
+    const requests = [client.read(0, 1000), client.read(40_000, 150_000), client.contexts.length > 0 ? client.blockStatus(0, MiB, { contexts: random.pick([['x-test:all'], client.contexts]), one: random.chance(0.5) }) : client.flush(), client.write(Buffer.alloc(10), 5), client.read(MiB, 1)]
     const results = await Promise.allSettled(requests)
     clearTimeout(timer)
     for (const result of results) if (result.status === 'rejected') fine(result.reason)
@@ -180,3 +199,39 @@ test('a server that lies to our client gets an error from it, never a crash or w
   }))
   proxy.close()
 })
+
+test('hostile bytes behind STARTTLS end in a closed connection, and honest clients go on', async () => {
+  const seed = testSeed()
+  const random = new Random(seed)
+  const directory = mkdtempSync(path.join(tmpdir(), 'varve-fuzz-'))
+  const certificates = await Certificates.make(directory)
+  const credentials = TlsCredentials.open({
+    certificateFile: certificates.file('server', 'cert'), keyFile: certificates.file('server', 'key'), caFile: certificates.file('authority', 'cert'), pskFile: certificates.pskFile('keys'),
+  })
+  await using serving = await serve({ victim: new TestDisk(MiB) }, { tls: { mode: 'optional', credentials }, limits: { handshakeMsMax: 5000 } })
+  const hello = await clientHello(certificates.psk('keys', 'alice'))
+  await using client = await NbdClient.connect(serving.unix, { tls: { psk: certificates.psk('keys', 'bob') } })
+  for (let round = 0; round < 300; round++) {
+    using peer = await RawPeer.greeted(serving.unix)
+    peer.send(option(5))
+    await peer.replies()
+    peer.send(random.chance(0.7) ? mutated(random, hello) : random.bytes(random.below(3000)), random.bytes(random.below(100)))
+    if (random.chance(0.5)) peer.socket.end()
+    await Promise.race([peer.end(), sleep(20)])
+    if (round % 20 === 0) assert.equal((await client.read(0, 1000)).length, 1000, `seed ${seed}`)
+  }
+  while ((await serving.server.metrics()).connectionsOpen > 1) await sleep(5)
+  assert.ok((await serving.server.metrics()).handshakesFailed >= 300, `seed ${seed}`)
+  rmSync(directory, { recursive: true, force: true })
+})
+
+/** The first bytes of a client that has a shared key. */
+async function clientHello({ user, key }: { user: string; key: Buffer }): Promise<Buffer> {
+  const near = new PassThrough()
+  const far = new PassThrough()
+  const secured = tls.connect({ socket: Duplex.from({ readable: far, writable: near }), ciphers: 'TLS_AES_128_GCM_SHA256', pskCallback: () => ({ psk: key, identity: user }), checkServerIdentity: () => undefined })
+  secured.on('error', () => undefined)
+  const [bytes] = await once(near, 'data') as [Buffer]
+  secured.destroy()
+  return bytes
+}
