@@ -257,3 +257,20 @@ test('INFO and GO with extended headers tell the same', async () => {
   assert.deepEqual(answers[0], answers[1])
   assert.deepEqual(answers[0][3], [3, Buffer.concat([uint16(3), uint32(1), uint32(4096), uint32(32 * MiB)])])
 })
+
+test('a read that the device fails is answered by an error with its offset, and by nothing else', async () => {
+  let broken = false
+  const disk = new TestDisk(MiB, { fault: () => { if (broken) throw new Error('broken on purpose') } })
+  await disk.write(Buffer.alloc(MiB, 1), 0)
+  broken = true
+  await using serving = await serve({ disk })
+  using peer = await entered(serving.unix)
+  for (const length of [512n, 500_000n]) {
+    peer.send(extendedRequest({ type: READ, offset: 4096n, length }))
+    const [{ type, payload, offset }, ...rest] = await reply(peer)
+    assert.deepEqual([type, offset, rest], [0x8002, 4096n, []])
+    assert.equal(payload.readUInt32BE(), 5)
+    assert.equal(payload.readBigUInt64BE(6 + payload.readUInt16BE(4)), 4096n)
+  }
+  assert.equal(await errorOf(peer, extendedRequest({ type: FLUSH })), 5)
+})

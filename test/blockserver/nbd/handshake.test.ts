@@ -282,3 +282,17 @@ test('contexts of an export are listed by name and by namespace, and each has an
     assert.equal((await peer.read(header.readUInt32BE(16))).readUInt32BE(), id)
   }
 })
+
+test('a structured read that the device fails is answered by an error with its offset', async () => {
+  await using serving = await serve({ disk: new TestDisk(MiB, { fault: () => { throw new Error('broken on purpose') } }) })
+  using peer = await RawPeer.greeted(serving.unix)
+  for (const bytes of [option(8), go('disk')]) {
+    peer.send(bytes)
+    await peer.replies()
+  }
+  peer.send(request({ type: 0, offset: 4096n, length: 512 }))
+  const header = await peer.read(20)
+  assert.deepEqual([header.readUInt16BE(4), header.readUInt16BE(6)], [1, 0x8002])
+  const payload = await peer.read(header.readUInt32BE(16))
+  assert.deepEqual([payload.readUInt32BE(), payload.readBigUInt64BE(payload.length - 8)], [5, 4096n])
+})
