@@ -35,7 +35,10 @@ export const ERROR_CODES = [
   'OVERLAY_FAILED',
   'EXPORT_NOT_FOUND',
   'ADDRESS_INVALID',
+  'CREDENTIALS_INVALID',
+  'ACCESS_INVALID',
   'PROTOCOL_INVALID',
+  'CONNECTION_LOST',
 ] as const
 
 export type ErrorCode = (typeof ERROR_CODES)[number]

@@ -54,8 +54,8 @@ export class VarveServer implements AsyncDisposable {
   }
 
   /** Resolves when it accepts connections. @param address as for --nbd */
-  static async start(home: string, address: string): Promise<VarveServer> {
-    const child = spawn(launcher, ['serve', '--nbd', address, '--json', '--home', home], { stdio: ['ignore', 'pipe', 'pipe'] })
+  static async start(home: string, address: string, options: readonly string[] = []): Promise<VarveServer> {
+    const child = spawn(launcher, ['serve', '--nbd', address, ...options, '--json', '--home', home], { stdio: ['ignore', 'pipe', 'pipe'] })
     const exited = new Promise<number | NodeJS.Signals>((resolve) => child.on('exit', (status, signal) => resolve(status ?? signal!)))
     let stdout = ''
     let stderr = ''

@@ -61,6 +61,11 @@ export class CvdDisk implements AsyncDisposable {
     return this.#settlement.stack
   }
 
+  /** What was written since the map below, as OverlayStack.changedRuns has it: since the composed disk, or the last snapshot that was settled. */
+  changedRuns(offset: number, length: number, most: number): { length: number; changed: boolean }[] {
+    return this.#settlement.stack.changedRuns(offset, length, most)
+  }
+
   /** Freezes what the disk shows now, under load, and names it. It is settled into chunks by `settle`. @throws VarveError NAME_INVALID, ALREADY_EXISTS */
   snapshot(name: string): Promise<Snapshot> {
     return this.#inTurn(async () => {

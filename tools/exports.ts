@@ -8,7 +8,7 @@ import type { Logger } from 'pino'
 import { controlRequest } from '@varve/blockserver/control/client.ts'
 import type { ControlHandler, SnapshotAnswer } from '@varve/blockserver/control/protocol.ts'
 import { ControlServer } from '@varve/blockserver/control/server.ts'
-import type { ExportInfo, ExportSource, OpenedExport } from '@varve/blockserver/nbd/export.ts'
+import type { ExportInfo, ExportSource, MetaContext, OpenedExport } from '@varve/blockserver/nbd/export.ts'
 import { compose } from '@varve/composer/compose.ts'
 import { prepareRecipe } from '@varve/composer/prepare-recipe.ts'
 import type { BlockDevice } from '@varve/images/device/block-device.ts'
@@ -102,7 +102,7 @@ export class HomeExports implements ExportSource {
       await control[Symbol.asyncDispose]()
       await disk[Symbol.asyncDispose]()
     }
-    return { device: disk.device, fastZeroes: true, close, description: `CVD ${name}` }
+    return { device: disk.device, fastZeroes: true, contexts: [dirtyContext(disk)], close, description: `CVD ${name}` }
   }
 
   async #openSnapshot(cvdName: string, name: string): Promise<Opened> {
@@ -163,6 +163,14 @@ export class HomeExports implements ExportSource {
   /** In the background; a failure leaves the snapshot frozen, which is readable too, and the next opening tries again. */
   #settle(disk: CvdDisk): void {
     disk.settle().catch((error: unknown) => this.#log.error({ err: error, cvd: disk.cvd.name }, 'a snapshot could not be settled'))
+  }
+}
+
+/** `varve:dirty`: bit 0 of what was written, trimmed or zeroed since the map below the CVD's overlays. */
+function dirtyContext(disk: CvdDisk): MetaContext {
+  return {
+    name: 'varve:dirty',
+    extents: (offset, length, most) => disk.changedRuns(offset, length, most).map((run) => ({ length: run.length, flags: run.changed ? 1 : 0 })),
   }
 }
 

@@ -1,40 +1,28 @@
 /**
- * NBD client: one connection to one export, requests pipelined. For tests and tools; qemu and libnbd are the clients of the world.
- * Speaks NBD_OPT_GO, structured replies and base:allocation where the server does. Trusts no length that the server sends.
+ * NBD client: one connection to one export, requests pipelined. NbdPool is several, which come back when they are lost.
+ * Speaks extended headers, structured replies and metadata contexts where the server does. Trusts no length that the server sends.
  */
-import net from 'node:net'
 import { VarveError } from '@varve/images/errors.ts'
-import { formatAddress, parseAddress } from '../listen-address.ts'
+import { type BlockSizes, type ClientNegotiated, type NegotiationOptions, abort, listExports, negotiate } from './client-handshake.ts'
+import { ClientStream, type ClientTls, type StreamOptions } from './client-stream.ts'
+import type { StatusRun } from './export.ts'
 import { BASE_ALLOCATION } from './meta-context.ts'
 import {
-  CHUNK_HEADER_BYTES, GREETING_BYTES, IHAVEOPT, NBDMAGIC, NBD_CMD_BLOCK_STATUS, NBD_CMD_CACHE, NBD_CMD_DISC, NBD_CMD_FLAG_DF, NBD_CMD_FLAG_FAST_ZERO,
-  NBD_CMD_FLAG_FUA, NBD_CMD_FLAG_NO_HOLE, NBD_CMD_FLAG_REQ_ONE, NBD_CMD_FLUSH, NBD_CMD_READ, NBD_CMD_TRIM, NBD_CMD_WRITE, NBD_CMD_WRITE_ZEROES,
-  NBD_FLAG_C_FIXED_NEWSTYLE, NBD_FLAG_C_NO_ZEROES, NBD_FLAG_FIXED_NEWSTYLE, NBD_FLAG_READ_ONLY, NBD_INFO_BLOCK_SIZE, NBD_INFO_EXPORT, NBD_OPT_ABORT, NBD_OPT_GO,
-  NBD_OPT_LIST, NBD_OPT_SET_META_CONTEXT, NBD_OPT_STRUCTURED_REPLY, NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_BLOCK_STATUS, NBD_REPLY_TYPE_ERROR_BIT,
-  NBD_REPLY_TYPE_NONE, NBD_REPLY_TYPE_OFFSET_DATA, NBD_REPLY_TYPE_OFFSET_HOLE, NBD_REP_ACK, NBD_REP_ERR, NBD_REP_INFO, NBD_REP_MAGIC, NBD_REP_META_CONTEXT,
-  NBD_REP_SERVER, NBD_REQUEST_MAGIC, NBD_SIMPLE_REPLY_MAGIC, NBD_STRUCTURED_REPLY_MAGIC, OPTION_HEADER_BYTES, OPTION_REPLY_HEADER_BYTES, REQUEST_HEADER_BYTES,
-  SIMPLE_REPLY_BYTES, errorName, readUint32, readUint64, writeUint16, writeUint32, writeUint64,
+  EXTENDED_HEADER_BYTES, type Framing, NBD_CMD_BLOCK_STATUS, NBD_CMD_CACHE, NBD_CMD_DISC, NBD_CMD_FLAG_DF, NBD_CMD_FLAG_FAST_ZERO, NBD_CMD_FLAG_FUA,
+  NBD_CMD_FLAG_NO_HOLE, NBD_CMD_FLAG_PAYLOAD_LEN, NBD_CMD_FLAG_REQ_ONE, NBD_CMD_FLUSH, NBD_CMD_READ, NBD_CMD_TRIM, NBD_CMD_WRITE, NBD_CMD_WRITE_ZEROES,
+  NBD_ESHUTDOWN, NBD_EXTENDED_REPLY_MAGIC, NBD_EXTENDED_REQUEST_MAGIC, NBD_FLAG_BLOCK_STATUS_PAYLOAD, NBD_FLAG_CAN_MULTI_CONN, NBD_FLAG_READ_ONLY,
+  NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_BLOCK_STATUS, NBD_REPLY_TYPE_BLOCK_STATUS_EXT, NBD_REPLY_TYPE_ERROR_BIT, NBD_REPLY_TYPE_NONE,
+  NBD_REPLY_TYPE_OFFSET_DATA, NBD_REPLY_TYPE_OFFSET_HOLE, NBD_REQUEST_MAGIC, NBD_SIMPLE_REPLY_MAGIC, NBD_STRUCTURED_REPLY_MAGIC, SIMPLE_REPLY_BYTES,
+  STRUCTURED_HEADER_BYTES, errorName, readUint32, readUint64, requestHeaderBytes, writeUint16, writeUint32, writeUint64,
 } from './protocol.ts'
 
 /** Payload of one reply that is accepted besides data of a read: block status of 2^20 extents, or an error with its message. */
-const CONTROL_BYTES_MAX = 4 + 8 * 2 ** 20
-/** Data of one option reply that is accepted. */
-const OPTION_REPLY_BYTES_MAX = 16 * 1024
-/** Option replies of one option that are accepted. */
-const OPTION_REPLIES_MAX = 100_000
-const REQUEST_BYTES_MAX = 32 * 1024 * 1024
-const CONNECT_MS_MAX = 10_000
+const CONTROL_BYTES_MAX = 8 + 16 * 2 ** 20
+/** Length of a request without extended headers. */
+const COMPACT_LENGTH_MAX = 0xffff_ffff
+const READ_BYTES_MAX = 32 * 1024 * 1024
 
-export interface ConnectOptions {
-  /** Empty for the default export. */
-  exportName?: string
-  /** Default true. */
-  structured?: boolean
-  /** For connecting and the handshake together; 10 s unless given. */
-  connectMsMax?: number
-  /** Destroys the connection, at any time. */
-  signal?: AbortSignal
-}
+export type ConnectOptions = NegotiationOptions & StreamOptions
 
 export interface WriteRequestOptions {
   fua?: boolean
@@ -45,10 +33,11 @@ export interface WriteZeroesRequestOptions extends WriteRequestOptions {
   fast?: boolean
 }
 
-export interface StatusExtent {
-  length: number
-  /** NBD_STATE_HOLE, NBD_STATE_ZERO */
-  flags: number
+export interface StatusRequestOptions {
+  /** A single extent of each context. */
+  one?: boolean
+  /** Some of the contexts that were selected; all unless given. */
+  contexts?: readonly string[]
 }
 
 /** The server answered a request by an error; the connection lives on. */
@@ -63,14 +52,21 @@ export class NbdRequestError extends Error {
   }
 }
 
-interface PendingRequest {
-  description: string
+interface Request {
+  type: number
+  flags: number
   offset: number
+  length: number
+  payload?: Uint8Array
+}
+
+interface PendingRequest extends Request {
   /** Of NBD_CMD_READ: filled by the reply. */
   data: Buffer | undefined
   /** Bytes of `data` that have come. */
   coveredBytes: number
-  extents: StatusExtent[]
+  /** Of NBD_CMD_BLOCK_STATUS. */
+  statuses: Map<string, StatusRun[]>
   error: NbdRequestError | undefined
   resolve: (request: PendingRequest) => void
   reject: (error: Error) => void
@@ -80,21 +76,24 @@ export class NbdClient implements AsyncDisposable {
   readonly sizeBytes: number
   /** Transmission flags. */
   readonly flags: number
-  readonly structured: boolean
-  readonly allocation: boolean
-  /** Minimum and preferred block size and maximum payload, if the server tells. */
-  readonly blockSizes: readonly [number, number, number] | undefined
+  readonly framing: Framing
+  /** Metadata contexts that were selected. */
+  readonly contexts: readonly string[]
+  /** If the server tells. */
+  readonly blockSizes: BlockSizes | undefined
   readonly #stream: ClientStream
+  readonly #contextIds: ReadonlyMap<number, string>
   readonly #pending = new Map<number, PendingRequest>()
   #cookie = 0
   #ended: Error | undefined
 
-  /** @throws VarveError ADDRESS_INVALID, EXPORT_NOT_FOUND, PROTOCOL_INVALID, or what the socket throws */
+  /** @throws VarveError ADDRESS_INVALID, EXPORT_NOT_FOUND, CREDENTIALS_INVALID, PROTOCOL_INVALID, CONNECTION_LOST, or what the socket throws */
   static async connect(address: string, options: ConnectOptions = {}): Promise<NbdClient> {
     const stream = await ClientStream.connect(address, options)
     try {
       return new NbdClient(stream, await negotiate(stream, options))
     } catch (error) {
+      abort(stream)
       stream.destroy()
       throw error
     } finally {
@@ -102,31 +101,25 @@ export class NbdClient implements AsyncDisposable {
     }
   }
 
-  /** Names and descriptions of the exports of a server. */
-  static async list(address: string): Promise<{ name: string; description: string }[]> {
-    const stream = await ClientStream.connect(address)
+  /** Names and descriptions of the exports of a server. @throws as `connect` */
+  static async list(address: string, { tls, ...options }: StreamOptions & { tls?: ClientTls } = {}): Promise<{ name: string; description: string }[]> {
+    const stream = await ClientStream.connect(address, options)
     try {
-      await greet(stream)
-      const replies = await option(stream, NBD_OPT_LIST, Buffer.alloc(0))
-      stream.write([optionBytes(NBD_OPT_ABORT, Buffer.alloc(0))])
-      return replies.filter(({ type }) => type === NBD_REP_SERVER).map(({ data }) => {
-        const nameBytes = data.length < 4 ? Infinity : readUint32(data, 0)
-        if (4 + nameBytes > data.length) throw invalid('a listed export has a name longer than its reply')
-        return { name: data.toString('utf8', 4, 4 + nameBytes), description: data.toString('utf8', 4 + nameBytes) }
-      })
+      return await listExports(stream, tls)
     } finally {
       stream.connected()
       stream.destroy()
     }
   }
 
-  private constructor(stream: ClientStream, negotiated: Negotiated) {
+  private constructor(stream: ClientStream, { sizeBytes, flags, framing, contexts, blockSizes }: ClientNegotiated) {
     this.#stream = stream
-    this.sizeBytes = negotiated.sizeBytes
-    this.flags = negotiated.flags
-    this.structured = negotiated.structured
-    this.allocation = negotiated.allocation
-    this.blockSizes = negotiated.blockSizes
+    this.sizeBytes = sizeBytes
+    this.flags = flags
+    this.framing = framing
+    this.contexts = [...contexts.values()]
+    this.#contextIds = contexts
+    this.blockSizes = blockSizes
     this.#receive().catch((error: Error) => this.#fail(error))
   }
 
@@ -134,46 +127,64 @@ export class NbdClient implements AsyncDisposable {
     return (this.flags & NBD_FLAG_READ_ONLY) !== 0
   }
 
+  get canMultiConnect(): boolean {
+    return (this.flags & NBD_FLAG_CAN_MULTI_CONN) !== 0
+  }
+
+  /** Why no request can be made any more. */
+  get ended(): Error | undefined {
+    return this.#ended
+  }
+
   /** @param options.whole asks the server not to split the reply @throws NbdRequestError */
   async read(offset: number, length: number, options: { whole?: boolean } = {}): Promise<Buffer> {
-    const request = await this.#request(NBD_CMD_READ, options.whole === true ? NBD_CMD_FLAG_DF : 0, offset, length)
+    const request = await this.#request({ type: NBD_CMD_READ, flags: options.whole === true ? NBD_CMD_FLAG_DF : 0, offset, length })
     return request.data ?? Buffer.alloc(0)
   }
 
   /** @throws NbdRequestError */
   async write(bytes: Uint8Array, offset: number, options: WriteRequestOptions = {}): Promise<void> {
-    await this.#request(NBD_CMD_WRITE, fuaFlag(options), offset, bytes.length, bytes)
+    const payloadFlag = this.framing === 'extended' ? NBD_CMD_FLAG_PAYLOAD_LEN : 0
+    await this.#request({ type: NBD_CMD_WRITE, flags: fuaFlag(options) | payloadFlag, offset, length: bytes.length, payload: bytes })
   }
 
   async flush(): Promise<void> {
-    await this.#request(NBD_CMD_FLUSH, 0, 0, 0)
+    await this.#request({ type: NBD_CMD_FLUSH, flags: 0, offset: 0, length: 0 })
   }
 
   async trim(offset: number, length: number, options: WriteRequestOptions = {}): Promise<void> {
-    await this.#request(NBD_CMD_TRIM, fuaFlag(options), offset, length)
+    await this.#request({ type: NBD_CMD_TRIM, flags: fuaFlag(options), offset, length })
   }
 
   async writeZeroes(offset: number, length: number, options: WriteZeroesRequestOptions = {}): Promise<void> {
     const flags = fuaFlag(options) | (options.noHole === true ? NBD_CMD_FLAG_NO_HOLE : 0) | (options.fast === true ? NBD_CMD_FLAG_FAST_ZERO : 0)
-    await this.#request(NBD_CMD_WRITE_ZEROES, flags, offset, length)
+    await this.#request({ type: NBD_CMD_WRITE_ZEROES, flags, offset, length })
   }
 
   async cache(offset: number, length: number): Promise<void> {
-    await this.#request(NBD_CMD_CACHE, 0, offset, length)
+    await this.#request({ type: NBD_CMD_CACHE, flags: 0, offset, length })
   }
 
-  /** Extents from `offset` on; they may end before the range does. */
-  async blockStatus(offset: number, length: number, options: { one?: boolean } = {}): Promise<StatusExtent[]> {
-    return (await this.#request(NBD_CMD_BLOCK_STATUS, options.one === true ? NBD_CMD_FLAG_REQ_ONE : 0, offset, length)).extents
+  /** Extents of each context from `offset` on; they may end before the range does, or behind it. @throws NbdRequestError */
+  async blockStatus(offset: number, length: number, { one = false, contexts = this.contexts }: StatusRequestOptions = {}): Promise<Map<string, StatusRun[]>> {
+    const flags = one ? NBD_CMD_FLAG_REQ_ONE : 0
+    const ids = [...this.#contextIds].filter(([, name]) => contexts.includes(name)).map(([id]) => id)
+    const filters = ids.length < this.#contextIds.size && (this.flags & NBD_FLAG_BLOCK_STATUS_PAYLOAD) !== 0
+    const { statuses } = await this.#request(filters ? filteredStatus({ type: NBD_CMD_BLOCK_STATUS, flags, offset, length }, ids) : { type: NBD_CMD_BLOCK_STATUS, flags, offset, length })
+    if ([...statuses.keys()].length < (filters ? ids : this.contexts).length) throw invalid('the server leaves out the status of a metadata context')
+    return new Map([...statuses].filter(([name]) => contexts.includes(name)))
+  }
+
+  /** Extents of `base:allocation`. */
+  async allocation(offset: number, length: number, options: { one?: boolean } = {}): Promise<StatusRun[]> {
+    return (await this.blockStatus(offset, length, { ...options, contexts: [BASE_ALLOCATION] })).get(BASE_ALLOCATION) ?? []
   }
 
   /** Says good-bye; what is in flight is still answered. */
   async disconnect(): Promise<void> {
     if (this.#ended !== undefined) return
     await Promise.allSettled([...this.#pending.values()].map((request) => new Promise<void>((resolve) => chain(request, resolve))))
-    this.#ended ??= invalid('the connection was closed by this side')
-    this.#stream.write([requestBytes(NBD_CMD_DISC, 0, 0, 0, 0)])
-    await this.#stream.end()
+    await this.#leave(lost('the connection was closed by this side'))
   }
 
   /** Closes at once; requests in flight fail. */
@@ -185,15 +196,16 @@ export class NbdClient implements AsyncDisposable {
     return this.disconnect()
   }
 
-  #request(type: number, flags: number, offset: number, length: number, payload?: Uint8Array): Promise<PendingRequest> {
+  #request(request: Request): Promise<PendingRequest> {
     if (this.#ended !== undefined) return Promise.reject(this.#ended)
+    if (this.framing !== 'extended' && request.length > COMPACT_LENGTH_MAX) return Promise.reject(new RangeError(`a request of ${request.length} bytes needs extended headers`))
     const cookie = this.#cookie
     this.#cookie = (cookie + 1) % 2 ** 32
     return new Promise((resolve, reject) => {
-      const description = `NBD command ${type} at ${offset}, ${length} bytes`
-      const data = type === NBD_CMD_READ && length <= REQUEST_BYTES_MAX ? Buffer.allocUnsafeSlow(length) : undefined
-      this.#pending.set(cookie, { description, offset, data, coveredBytes: 0, extents: [], error: undefined, resolve, reject })
-      const header = requestBytes(type, flags, cookie, offset, length)
+      const { type, length, payload } = request
+      const data = type === NBD_CMD_READ && length <= READ_BYTES_MAX ? Buffer.allocUnsafeSlow(length) : undefined
+      this.#pending.set(cookie, { ...request, data, coveredBytes: 0, statuses: new Map(), error: undefined, resolve, reject })
+      const header = requestBytes(this.framing, request, cookie)
       this.#stream.write(payload === undefined ? [header] : [header, payload])
     })
   }
@@ -201,8 +213,11 @@ export class NbdClient implements AsyncDisposable {
   async #receive(): Promise<void> {
     for (;;) {
       const magic = readUint32(await this.#stream.read(4), 0)
-      if (magic === NBD_SIMPLE_REPLY_MAGIC) await this.#simpleReply()
-      else if (magic === NBD_STRUCTURED_REPLY_MAGIC && this.structured) await this.#chunk()
+      if (this.framing === 'extended') {
+        if (magic !== NBD_EXTENDED_REPLY_MAGIC) throw invalid('a reply does not begin with the magic number of extended headers')
+        await this.#chunk(EXTENDED_HEADER_BYTES)
+      } else if (magic === NBD_SIMPLE_REPLY_MAGIC) await this.#simpleReply()
+      else if (magic === NBD_STRUCTURED_REPLY_MAGIC && this.framing === 'structured') await this.#chunk(STRUCTURED_HEADER_BYTES)
       else throw invalid('a reply does not begin with its magic number')
     }
   }
@@ -211,27 +226,32 @@ export class NbdClient implements AsyncDisposable {
     const header = await this.#stream.read(SIMPLE_REPLY_BYTES - 4)
     const { cookie, request } = this.#find(header, 4)
     const errno = readUint32(header, 0)
-    if (errno !== 0) request.error = new NbdRequestError(errno, request.description, '')
+    if (this.framing === 'structured' && (request.type === NBD_CMD_READ || (request.type === NBD_CMD_BLOCK_STATUS && errno === 0))) {
+      throw invalid('a simple reply to a request for data, where structured ones were agreed on')
+    }
+    if (errno !== 0) request.error = new NbdRequestError(errno, describe(request), '')
     else if (request.data !== undefined) {
-      if (this.structured) throw invalid('a simple reply to a read, where structured ones were agreed on')
       await this.#stream.readInto(request.data)
       request.coveredBytes = request.data.length
     }
     this.#done(cookie, request)
   }
 
-  async #chunk(): Promise<void> {
-    const header = await this.#stream.read(CHUNK_HEADER_BYTES - 4)
+  async #chunk(headerBytes: number): Promise<void> {
+    const header = await this.#stream.read(headerBytes - 4)
     const flags = (header[0] << 8) | header[1]
     const type = (header[2] << 8) | header[3]
     const { cookie, request } = this.#find(header, 4)
-    const length = readUint32(header, 12)
+    const extended = headerBytes === EXTENDED_HEADER_BYTES
+    if (extended && readUint64(header, 12) !== request.offset) throw invalid('a reply repeats another offset than that of its request')
+    const length = extended ? readUint64(header, 20) : readUint32(header, 12)
+    const done = (flags & NBD_REPLY_FLAG_DONE) !== 0
     if (type === NBD_REPLY_TYPE_OFFSET_DATA) await this.#dataChunk(request, length)
     else {
       if (length > CONTROL_BYTES_MAX) throw invalid(`a chunk of type ${type} has ${length} bytes`)
-      takeChunk(request, type, await this.#stream.read(length))
+      this.#controlChunk(request, type, await this.#stream.read(length), done)
     }
-    if ((flags & NBD_REPLY_FLAG_DONE) !== 0) this.#done(cookie, request)
+    if (done) this.#done(cookie, request)
   }
 
   async #dataChunk(request: PendingRequest, length: number): Promise<void> {
@@ -239,6 +259,31 @@ export class NbdClient implements AsyncDisposable {
     const at = readUint64(await this.#stream.read(8), 0) - request.offset
     await this.#stream.readInto(partOf(request, at, length - 8))
     request.coveredBytes += length - 8
+  }
+
+  /** Chunks but data. */
+  #controlChunk(request: PendingRequest, type: number, payload: Buffer, done: boolean): void {
+    if ((type & NBD_REPLY_TYPE_ERROR_BIT) !== 0) takeError(request, payload)
+    else if (type === NBD_REPLY_TYPE_OFFSET_HOLE) takeHole(request, payload)
+    else if (type === (this.framing === 'extended' ? NBD_REPLY_TYPE_BLOCK_STATUS_EXT : NBD_REPLY_TYPE_BLOCK_STATUS)) this.#takeStatus(request, payload)
+    else if (type !== NBD_REPLY_TYPE_NONE || payload.length > 0 || !done) throw invalid(`an unknown or misplaced chunk of type ${type}`)
+  }
+
+  #takeStatus(request: PendingRequest, payload: Buffer): void {
+    const extended = this.framing === 'extended'
+    const [headBytes, runBytes] = extended ? [8, 16] : [4, 8]
+    const count = (payload.length - headBytes) / runBytes
+    const context = payload.length < 4 ? undefined : this.#contextIds.get(readUint32(payload, 0))
+    if (count < 1 || !Number.isInteger(count) || (extended && readUint32(payload, 4) !== count)) throw invalid('a block status chunk has a wrong length')
+    if (request.type !== NBD_CMD_BLOCK_STATUS || context === undefined || request.statuses.has(context)) throw invalid('a block status chunk that was not asked for')
+    const runs: StatusRun[] = []
+    for (let at = headBytes; at < payload.length; at += runBytes) {
+      const run = extended ? { length: readUint64(payload, at), flags: readUint64(payload, at + 8) } : { length: readUint32(payload, at), flags: readUint32(payload, at + 4) }
+      if (run.length === 0) throw invalid('an extent of no length')
+      runs.push(run)
+    }
+    if ((request.flags & NBD_CMD_FLAG_REQ_ONE) !== 0 && runs.length > 1) throw invalid('more than the one extent that was asked for')
+    request.statuses.set(context, runs)
   }
 
   #find(bytes: Uint8Array, at: number): { cookie: number; request: PendingRequest } {
@@ -250,10 +295,22 @@ export class NbdClient implements AsyncDisposable {
 
   #done(cookie: number, request: PendingRequest): void {
     this.#pending.delete(cookie)
-    if (request.error !== undefined) request.reject(request.error)
-    else if (request.data !== undefined && request.coveredBytes !== request.data.length) {
-      throw invalid(`a read of ${request.data.length} bytes was answered by ${request.coveredBytes}`)
-    } else request.resolve(request)
+    if (request.error === undefined && request.type === NBD_CMD_READ && request.coveredBytes !== request.length) {
+      const error = invalid(`a read of ${request.length} bytes was answered by ${request.coveredBytes}`)
+      request.reject(error)
+      throw error
+    }
+    if (request.error === undefined) request.resolve(request)
+    else request.reject(request.error)
+    // "If the client receives an NBD_ESHUTDOWN error it MUST initiate a soft disconnect", after what is in flight is answered.
+    if (request.error?.errno === NBD_ESHUTDOWN) this.#ended ??= lost('the server is shutting down')
+    if (this.#ended !== undefined && this.#pending.size === 0) void this.#leave(this.#ended)
+  }
+
+  async #leave(reason: Error): Promise<void> {
+    this.#ended ??= reason
+    this.#stream.write([requestBytes(this.framing, { type: NBD_CMD_DISC, flags: 0, offset: 0, length: 0 }, 0)])
+    await this.#stream.end()
   }
 
   #fail(error: Error): void {
@@ -264,20 +321,18 @@ export class NbdClient implements AsyncDisposable {
   }
 }
 
-/** Content chunks but data, and errors. */
-function takeChunk(request: PendingRequest, type: number, payload: Buffer): void {
-  if ((type & NBD_REPLY_TYPE_ERROR_BIT) !== 0) {
-    if (payload.length < 6 || 6 + payload.readUInt16BE(4) > payload.length) throw invalid('an error chunk is too short')
-    request.error ??= new NbdRequestError(readUint32(payload, 0), request.description, payload.toString('utf8', 6, 6 + payload.readUInt16BE(4)))
-  } else if (type === NBD_REPLY_TYPE_OFFSET_HOLE) {
-    if (payload.length !== 12) throw invalid('a hole chunk is not of 12 bytes')
-    const length = readUint32(payload, 8)
-    partOf(request, readUint64(payload, 0) - request.offset, length).fill(0)
-    request.coveredBytes += length
-  } else if (type === NBD_REPLY_TYPE_BLOCK_STATUS) {
-    if (payload.length < 12 || payload.length % 8 !== 4) throw invalid('a block status chunk has a wrong length')
-    for (let at = 4; at < payload.length; at += 8) request.extents.push({ length: readUint32(payload, at), flags: readUint32(payload, at + 4) })
-  } else if (type !== NBD_REPLY_TYPE_NONE || payload.length > 0) throw invalid(`an unknown chunk of type ${type}`)
+function takeError(request: PendingRequest, payload: Buffer): void {
+  if (payload.length < 6 || 6 + payload.readUInt16BE(4) > payload.length) throw invalid('an error chunk is too short')
+  const errno = readUint32(payload, 0)
+  if (errno === 0) throw invalid('an error chunk without an error')
+  request.error ??= new NbdRequestError(errno, describe(request), payload.toString('utf8', 6, 6 + payload.readUInt16BE(4)))
+}
+
+function takeHole(request: PendingRequest, payload: Buffer): void {
+  if (payload.length !== 12) throw invalid('a hole chunk is not of 12 bytes')
+  const length = readUint32(payload, 8)
+  partOf(request, readUint64(payload, 0) - request.offset, length).fill(0)
+  request.coveredBytes += length
 }
 
 function partOf({ data, coveredBytes }: PendingRequest, at: number, length: number): Buffer {
@@ -295,190 +350,34 @@ function fuaFlag({ fua }: WriteRequestOptions): number {
   return fua === true ? NBD_CMD_FLAG_FUA : 0
 }
 
-function requestBytes(type: number, flags: number, cookie: number, offset: number, length: number): Buffer {
-  const bytes = Buffer.alloc(REQUEST_HEADER_BYTES)
-  writeUint32(bytes, 0, NBD_REQUEST_MAGIC)
+/** The payload form: the length moves into the payload, and the ids of the contexts follow it. */
+function filteredStatus(request: Request, ids: readonly number[]): Request {
+  const payload = Buffer.alloc(8 + 4 * ids.length)
+  writeUint64(payload, 0, request.length)
+  for (const [index, id] of ids.entries()) writeUint32(payload, 8 + 4 * index, id)
+  return { ...request, flags: request.flags | NBD_CMD_FLAG_PAYLOAD_LEN, length: payload.length, payload }
+}
+
+function requestBytes(framing: Framing, { type, flags, offset, length }: Request, cookie: number): Buffer {
+  const bytes = Buffer.alloc(requestHeaderBytes(framing))
+  writeUint32(bytes, 0, framing === 'extended' ? NBD_EXTENDED_REQUEST_MAGIC : NBD_REQUEST_MAGIC)
   writeUint16(bytes, 4, flags)
   writeUint16(bytes, 6, type)
   writeUint32(bytes, 12, cookie)
   writeUint64(bytes, 16, offset)
-  writeUint32(bytes, 24, length)
+  if (framing === 'extended') writeUint64(bytes, 24, length)
+  else writeUint32(bytes, 24, length)
   return bytes
 }
 
-// ---- handshake
-
-interface Negotiated {
-  sizeBytes: number
-  flags: number
-  structured: boolean
-  allocation: boolean
-  blockSizes: readonly [number, number, number] | undefined
-}
-
-interface OptionReply {
-  type: number
-  data: Buffer
-}
-
-async function greet(stream: ClientStream): Promise<void> {
-  const greeting = await stream.read(GREETING_BYTES)
-  const magic = [0, 4, 8, 12].map((at) => readUint32(greeting, at))
-  if ([...NBDMAGIC, ...IHAVEOPT].some((value, index) => value !== magic[index])) throw invalid('the server does not speak newstyle NBD')
-  if ((greeting.readUInt16BE(16) & NBD_FLAG_FIXED_NEWSTYLE) === 0) throw invalid('the server does not speak fixed newstyle NBD')
-  const flags = Buffer.alloc(4)
-  writeUint32(flags, 0, NBD_FLAG_C_FIXED_NEWSTYLE | (greeting.readUInt16BE(16) & NBD_FLAG_C_NO_ZEROES))
-  stream.write([flags])
-}
-
-async function negotiate(stream: ClientStream, { exportName = '', structured: wanted = true }: ConnectOptions): Promise<Negotiated> {
-  await greet(stream)
-  const structured = wanted && !isError(await option(stream, NBD_OPT_STRUCTURED_REPLY, Buffer.alloc(0)))
-  const name = Buffer.from(exportName)
-  const allocation = structured && (await option(stream, NBD_OPT_SET_META_CONTEXT, Buffer.concat([lengthBefore(name), uint32(1), lengthBefore(Buffer.from(BASE_ALLOCATION))])))
-    .some(({ type, data }) => type === NBD_REP_META_CONTEXT && data.toString('utf8', 4) === BASE_ALLOCATION)
-  const replies = await option(stream, NBD_OPT_GO, Buffer.concat([lengthBefore(name), Buffer.from([0, 1, 0, NBD_INFO_BLOCK_SIZE])]))
-  if (isError(replies)) {
-    const { type, data } = replies[replies.length - 1]
-    throw new VarveError('EXPORT_NOT_FOUND', `the server refuses export '${exportName}': ${data.toString()} (reply ${type - NBD_REP_ERR})`)
-  }
-  const infos = replies.filter(({ type, data }) => type === NBD_REP_INFO && data.length >= 2)
-  const about = infos.find(({ data }) => data.readUInt16BE() === NBD_INFO_EXPORT && data.length === 12)?.data
-  if (about === undefined) throw invalid('the server accepts the export, and does not tell its size')
-  const sizeBytes = readUint64(about, 2)
-  if (!Number.isSafeInteger(sizeBytes)) throw invalid('the export is larger than 2^53 bytes')
-  const sizes = infos.find(({ data }) => data.readUInt16BE() === NBD_INFO_BLOCK_SIZE && data.length === 14)?.data
-  const blockSizes = sizes === undefined ? undefined : [readUint32(sizes, 2), readUint32(sizes, 6), readUint32(sizes, 10)] as const
-  return { sizeBytes, flags: about.readUInt16BE(10), structured, allocation, blockSizes }
-}
-
-/** Sends an option; all replies to it, the last one an ACK or an error. */
-async function option(stream: ClientStream, type: number, data: Buffer): Promise<OptionReply[]> {
-  stream.write([optionBytes(type, data)])
-  const replies: OptionReply[] = []
-  while (replies.length < OPTION_REPLIES_MAX) {
-    const header = await stream.read(OPTION_REPLY_HEADER_BYTES)
-    if (readUint32(header, 0) !== NBD_REP_MAGIC[0] || readUint32(header, 4) !== NBD_REP_MAGIC[1] || readUint32(header, 8) !== type) throw invalid('not a reply to the option')
-    const length = readUint32(header, 16)
-    if (length > OPTION_REPLY_BYTES_MAX) throw invalid('a reply to an option is too long')
-    const reply = { type: readUint32(header, 12), data: await stream.read(length) }
-    replies.push(reply)
-    if (reply.type === NBD_REP_ACK || reply.type >= NBD_REP_ERR) return replies
-  }
-  throw invalid('too many replies to an option')
-}
-
-function isError(replies: readonly OptionReply[]): boolean {
-  return replies[replies.length - 1].type >= NBD_REP_ERR
-}
-
-function optionBytes(type: number, data: Buffer): Buffer {
-  const bytes = Buffer.alloc(OPTION_HEADER_BYTES + data.length)
-  writeUint32(bytes, 0, IHAVEOPT[0])
-  writeUint32(bytes, 4, IHAVEOPT[1])
-  writeUint32(bytes, 8, type)
-  writeUint32(bytes, 12, data.length)
-  bytes.set(data, OPTION_HEADER_BYTES)
-  return bytes
-}
-
-function uint32(value: number): Buffer {
-  const bytes = Buffer.alloc(4)
-  writeUint32(bytes, 0, value)
-  return bytes
-}
-
-function lengthBefore(bytes: Buffer): Buffer {
-  return Buffer.concat([uint32(bytes.length), bytes])
+function describe({ type, offset, length }: Request): string {
+  return `NBD command ${type} at ${offset}, ${length} bytes`
 }
 
 function invalid(message: string): VarveError {
   return new VarveError('PROTOCOL_INVALID', message)
 }
 
-// ---- bytes
-
-/** The socket, read in exact numbers of bytes. */
-class ClientStream {
-  readonly #socket: net.Socket
-  #ended: Error | undefined
-  #wake: (() => void) | undefined
-  readonly #timer: NodeJS.Timeout
-
-  static connect(address: string, { connectMsMax = CONNECT_MS_MAX, signal }: ConnectOptions = {}): Promise<ClientStream> {
-    const target = parseAddress(address)
-    return new Promise((resolve, reject) => {
-      const socket = net.connect({ ...target, signal } as net.NetConnectOpts)
-      const timer = setTimeout(() => socket.destroy(invalid(`${formatAddress(target)}: not connected within ${connectMsMax} ms`)), connectMsMax)
-      socket.once('error', (error) => {
-        clearTimeout(timer)
-        reject(error)
-      })
-      socket.once('connect', () => resolve(new ClientStream(socket, formatAddress(target), timer)))
-    })
-  }
-
-  private constructor(socket: net.Socket, address: string, timer: NodeJS.Timeout) {
-    this.#socket = socket
-    this.#timer = timer
-    socket.setNoDelay(true)
-    socket.on('readable', () => this.#wake?.())
-    const ended = (cause?: Error) => {
-      this.#ended ??= new VarveError('PROTOCOL_INVALID', `${address}: the server closed the connection`, { cause })
-      this.#wake?.()
-    }
-    socket.once('error', ended)
-    socket.once('end', () => ended())
-    socket.once('close', () => ended())
-  }
-
-  /** The handshake is over, and with it its time. */
-  connected(): void {
-    clearTimeout(this.#timer)
-  }
-
-  write(parts: readonly Uint8Array[]): void {
-    this.#socket.cork()
-    for (const part of parts) this.#socket.write(part)
-    this.#socket.uncork()
-  }
-
-  async read(count: number): Promise<Buffer> {
-    const bytes = Buffer.allocUnsafe(count)
-    await this.readInto(bytes)
-    return bytes
-  }
-
-  /** Fills all of `into`. */
-  async readInto(into: Buffer): Promise<void> {
-    for (let filled = 0; filled < into.length;) {
-      const wanted = Math.min(into.length - filled, this.#socket.readableLength)
-      const bytes = wanted === 0 ? null : this.#socket.read(wanted) as Buffer | null
-      if (bytes !== null) {
-        bytes.copy(into, filled)
-        filled += bytes.length
-        continue
-      }
-      if (this.#ended !== undefined) throw this.#ended
-      this.#socket.read(0)
-      await new Promise<void>((resolve) => { this.#wake = resolve })
-      this.#wake = undefined
-    }
-  }
-
-  end(): Promise<void> {
-    return new Promise((resolve) => {
-      if (this.#socket.closed) {
-        resolve()
-        return
-      }
-      this.#socket.once('close', () => resolve())
-      this.#socket.end()
-      this.#socket.resume()
-    })
-  }
-
-  destroy(): void {
-    this.#socket.destroy()
-  }
+function lost(message: string): VarveError {
+  return new VarveError('CONNECTION_LOST', message)
 }

@@ -2,6 +2,7 @@
  * Connection host: the connections of one thread, and what they share. A server has one in its own thread, or one in each of its server threads.
  */
 import type { Logger } from 'pino'
+import type { ClientIdentity } from './access.ts'
 import { BusyLoop } from './busy-loop.ts'
 import { Connection, type ConnectionContext } from './connection.ts'
 import type { ExportProvider } from './export.ts'
@@ -9,7 +10,9 @@ import type { HandshakeState } from './handshake.ts'
 import type { NbdLimits } from './limits.ts'
 import { MemoryBudget } from './memory-budget.ts'
 import { NbdMetrics } from './metrics.ts'
+import type { Policy } from './policy.ts'
 import { SlabPool } from './slab.ts'
+import type { TlsRelay } from './tls-relay.ts'
 import { SocketLoop } from './transport.ts'
 
 /** A connected socket on its way to the thread that is to serve it. */
@@ -18,12 +21,17 @@ export interface Arrival {
   id: number
   /** Belongs to whoever has the arrival. */
   fd: number
+  /** Who is at the other end, if the policy asks. */
+  client?: ClientIdentity
+  /** True for what has come by TLS, which another thread deciphers. */
+  secured?: boolean
   /** What another thread has negotiated so far. */
   handshake?: HandshakeState
 }
 
 export interface ConnectionHostOptions {
   provider: ExportProvider
+  policy: Policy
   limits: NbdLimits
   log: Logger
   /** A connection has ended; called once for each that was taken, unless it moved. */
@@ -37,12 +45,16 @@ export class ConnectionHost {
   readonly #options: ConnectionHostOptions
   readonly #context: ConnectionContext
   readonly #connections = new Set<Connection>()
+  /** Of connections with TLS that other threads serve. */
+  readonly #relays = new Set<TlsRelay>()
+  #policy: Policy
   #draining: Promise<void> | undefined
 
   constructor(options: ConnectionHostOptions) {
-    const { provider, limits, log } = options
+    const { provider, policy, limits, log } = options
     const loop = new BusyLoop()
     this.#options = options
+    this.#policy = policy
     this.#context = {
       provider,
       limits,
@@ -52,7 +64,17 @@ export class ConnectionHost {
       slabs: new SlabPool(),
       budget: new MemoryBudget(limits.sharedBytesMax, limits.stalledMsMax),
       stopping: () => this.#draining !== undefined,
+      policy: () => this.#policy,
+      relayed: (relay) => {
+        this.#relays.add(relay)
+        void relay.finished.then(() => this.#relays.delete(relay))
+      },
     }
+  }
+
+  /** For connections that come from now on. */
+  configure(policy: Policy): void {
+    this.#policy = policy
   }
 
   take(arrival: Arrival): void {
@@ -79,9 +101,9 @@ export class ConnectionHost {
     const connections = [...this.#connections]
     for (const connection of connections) connection.drain()
     const cut = setTimeout(() => {
-      for (const connection of connections) connection.destroy()
+      for (const connection of [...connections, ...this.#relays]) connection.destroy()
     }, drainMs)
-    await Promise.all(connections.map(({ finished }) => finished))
+    await Promise.all([...connections, ...this.#relays].map(({ finished }) => finished))
     clearTimeout(cut)
     this.#context.budget.close()
   }

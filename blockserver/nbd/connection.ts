@@ -1,17 +1,22 @@
 /**
  * One client: its transport, and the phase that it is in.
  */
+import type net from 'node:net'
 import type { Logger } from 'pino'
+import type { ClientIdentity } from './access.ts'
 import type { Arrival } from './connection-host.ts'
 import type { ExportProvider } from './export.ts'
-import { HandshakeBroken, HandshakeMoves, type Negotiated, handshake } from './handshake.ts'
+import { HandshakeBroken, HandshakeMoves, type Negotiated, type TlsNegotiation, handshake } from './handshake.ts'
 import { HandshakeStream, StreamEnded } from './handshake-stream.ts'
 import type { NbdLimits } from './limits.ts'
 import type { MemoryBudget } from './memory-budget.ts'
 import type { NbdMetrics } from './metrics.ts'
+import type { Policy } from './policy.ts'
 import type { SlabPool } from './slab.ts'
+import { TlsRelay } from './tls-relay.ts'
+import { startTls } from './tls-transport.ts'
 import { Transmission } from './transmission.ts'
-import { type SocketLoop, SocketTransport } from './transport.ts'
+import { type SocketLoop, SocketTransport, type Transport, type TransportEvents } from './transport.ts'
 
 /** What all connections of a thread share. */
 export interface ConnectionContext {
@@ -23,6 +28,10 @@ export interface ConnectionContext {
   slabs: SlabPool
   budget: MemoryBudget
   stopping(): boolean
+  /** In force now. */
+  policy(): Policy
+  /** Takes care of a relay until it has ended. */
+  relayed(relay: TlsRelay): void
 }
 
 /** A connection that another thread is to go on with. */
@@ -37,9 +46,15 @@ export class Connection {
   readonly #arrival: Arrival
   readonly #context: ConnectionContext
   readonly #log: Logger
-  readonly #transport: SocketTransport
+  readonly #policy: Policy
+  readonly #events: TransportEvents
+  #transport: Transport
   readonly #stream: HandshakeStream
   readonly #timer: NodeJS.Timeout
+  #client: ClientIdentity
+  #secured: boolean
+  /** What TLS is being agreed on over. */
+  #securing: net.Socket | undefined
   #transmission: Transmission | undefined
   #peerEnded = false
   #closed = false
@@ -48,7 +63,10 @@ export class Connection {
     this.#arrival = arrival
     this.#context = context
     this.#log = context.log.child({ connection: arrival.id })
-    this.#transport = new SocketTransport(arrival.fd, context.loop, {
+    this.#policy = context.policy()
+    this.#client = arrival.client ?? {}
+    this.#secured = arrival.secured ?? false
+    this.#events = {
       received: (bytes) => {
         if (this.#transmission === undefined) this.#stream.receive(bytes)
         else this.#transmission.receive(bytes)
@@ -57,7 +75,8 @@ export class Connection {
       receivedInPlace: (count) => this.#transmission?.receivedInPlace(count),
       ended: () => this.#onEnded(),
       closed: (error) => this.#onClosed(error),
-    })
+    }
+    this.#transport = new SocketTransport(arrival.fd, context.loop, this.#events)
     this.#stream = new HandshakeStream(this.#transport)
     this.#timer = setTimeout(() => this.#onHandshakeTimeout(), arrival.handshake?.msLeft ?? context.limits.handshakeMsMax)
     this.finished = this.#run()
@@ -70,7 +89,8 @@ export class Connection {
   }
 
   destroy(): void {
-    this.#transport.destroy()
+    if (this.#securing !== undefined) this.#securing.destroy()
+    else this.#transport.destroy()
   }
 
   async #run(): Promise<Move | undefined> {
@@ -99,6 +119,9 @@ export class Connection {
       limits,
       stopping: () => this.#context.stopping(),
       failed: (error, name) => this.#log.error({ err: error, export: name }, 'an export cannot be opened'),
+      defaultExport: this.#policy.defaultExport,
+      access: (name) => this.#policy.access?.allowance(name, this.#client) ?? 'read-write',
+      tls: this.#tlsNegotiation(),
     }, this.#arrival.handshake)
     if (negotiated === undefined) this.#transport.end()
     return negotiated
@@ -111,34 +134,70 @@ export class Connection {
     this.#transport.destroy()
   }
 
+  #tlsNegotiation(): TlsNegotiation {
+    const { tls: { mode }, access } = this.#policy
+    return { mode, reveals: access?.askIdentity === true, active: () => this.#secured, start: () => this.#startTls() }
+  }
+
+  async #startTls(): Promise<void> {
+    const { tls } = this.#policy
+    if (tls.mode === 'off') throw new TypeError('there is nothing to speak TLS with')
+    this.#transport.pause()
+    const early = this.#stream.rest()
+    try {
+      this.#securing = this.#transport.giveAway()
+      const { transport, name, protocol, cipher } = await startTls(this.#securing, early, tls.credentials, this.#events)
+      this.#transport = transport
+      this.#stream.replaceTransport(transport)
+      this.#client = { ...this.#client, name }
+      this.#secured = true
+      this.#log.debug({ protocol, cipher, name }, 'tls begins')
+    } catch (cause) {
+      throw new HandshakeBroken(`TLS: ${(cause as Error).message}`, { cause })
+    } finally {
+      this.#securing = undefined
+    }
+  }
+
   /** The socket goes with all that was read from it and not used. */
   #move({ state, thread }: HandshakeMoves, startMs: number): Move | undefined {
-    // A socket whose peer is gone is destroyed before that is told.
-    const fd = this.#closed || this.#peerEnded ? undefined : this.#transport.duplicate()
+    this.#transport.pause()
+    const unread = Buffer.concat([state.unread, this.#stream.rest()])
+    const fd = this.#closed || this.#peerEnded ? undefined : this.#giveAway()
     if (fd === undefined) {
       this.#transport.destroy()
       return undefined
     }
     const { id, handshake: earlier } = this.#arrival
-    this.#transport.pause()
-    const unread = Buffer.concat([state.unread, this.#stream.rest()])
-    this.#transport.destroy()
     const msLeft = Math.max(1, (earlier?.msLeft ?? this.#context.limits.handshakeMsMax) - (performance.now() - startMs))
-    return { arrival: { id, fd, handshake: { ...state, unread, msLeft } }, thread }
+    return { arrival: { id, fd, client: this.#client, secured: this.#secured, handshake: { ...state, unread, msLeft } }, thread }
   }
 
-  #transmit({ served, structured, allocation }: Negotiated): Promise<void> {
+  /** @returns a descriptor by which another thread goes on with the client; undefined if there can be none */
+  #giveAway(): number | undefined {
+    if (this.#transport instanceof SocketTransport) {
+      const fd = this.#transport.duplicate()
+      this.#transport.destroy()
+      return fd
+    }
+    const relay = TlsRelay.open(this.#transport.giveAway())
+    if (relay === undefined) return undefined
+    this.#context.relayed(relay)
+    return relay.fd
+  }
+
+  #transmit({ served, readOnly, framing, contexts }: Negotiated): Promise<void> {
     const { limits, slabs, budget, metrics } = this.#context
     return new Promise<void>((resolve) => {
       const transmission = new Transmission({
-        served, structured, allocation, limits, slabs, budget, metrics,
+        served, readOnly, framing, contexts, limits, slabs, budget, metrics,
         transport: this.#transport,
         cut: (reason) => this.#log.warn({ reason, export: served.name }, 'connection closed'),
         failed: (error, request) => this.#log.error({ err: error, export: served.name, request }, 'a request failed'),
         finished: resolve,
       })
       this.#transmission = transmission
-      this.#log.debug({ export: served.name, structured, allocation }, 'transmission begins')
+      this.#log.debug({ export: served.name, readOnly, framing, contexts: contexts.map(({ name }) => name) }, 'transmission begins')
       if (this.#closed) {
         transmission.closed()
         return
@@ -177,6 +236,6 @@ export class Connection {
 
   #onHandshakeTimeout(): void {
     this.#stream.end(`the handshake took longer than ${this.#context.limits.handshakeMsMax} ms`)
-    this.#transport.destroy()
+    this.destroy()
   }
 }

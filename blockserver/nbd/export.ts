@@ -11,11 +11,35 @@ export interface ExportInfo {
   description: string
 }
 
-/** An export that one connection uses. */
-export interface ServedExport extends ExportInfo {
+/** A run of bytes with one status in a metadata context. */
+export interface StatusRun {
+  /** Bytes, at least 1. */
+  length: number
+  /** 32 bits; what they mean is the context's affair. */
+  flags: number
+}
+
+/** A metadata context besides `base:allocation`: what a client may ask of the bytes of an export by NBD_CMD_BLOCK_STATUS. */
+export interface MetaContext {
+  /** `namespace:leaf`. */
+  readonly name: string
+  /** Runs from `offset` on: at least one, at most `most`, none beyond the range; neighbours of the same flags are one. They may end before the range does. */
+  extents(offset: number, length: number, most: number): StatusRun[]
+}
+
+/** What a server knows of an export besides its names. */
+export interface ExportAbilities {
   readonly device: BlockDevice
   /** True if `writeZeroes` without `noHole` is faster than writing: then NBD_CMD_FLAG_FAST_ZERO is honoured, else refused. */
   readonly fastZeroes?: boolean
+  /** Metadata contexts that clients may select besides `base:allocation`. */
+  readonly contexts?: readonly MetaContext[]
+  /** Offsets, lengths and extents are multiples of this, bytes; a power of two, at most 64 KiB. 1 unless the device cannot do better. */
+  readonly minimumBlockBytes?: number
+}
+
+/** An export that one connection uses. */
+export interface ServedExport extends ExportInfo, ExportAbilities {
   /** The connection no longer uses it. Called once. */
   release(): Promise<void>
 }
@@ -32,26 +56,30 @@ export class ExportElsewhere extends Error {
 }
 
 export interface ExportProvider {
-  /** What NBD_OPT_LIST shows. */
+  /** What NBD_OPT_LIST shows: canonical names. */
   list(): Promise<ExportInfo[]>
   /**
+   * The one name of an export that may have several: `''` -> `desk`. That it has one does not say that there is such an export.
    * @param name as the client sent it; empty for the default export
+   * @throws VarveError EXPORT_NOT_FOUND
+   */
+  canonicalName(name: string): string | Promise<string>
+  /**
+   * @param name canonical
    * @throws VarveError EXPORT_NOT_FOUND, ExportElsewhere, or what opening the device throws
    */
   open(name: string): Promise<ServedExport>
 }
 
 /** What a source of exports opens: SharedExports closes it with its last user. */
-export interface OpenedExport extends ExportInfo {
-  readonly device: BlockDevice
+export interface OpenedExport extends ExportInfo, ExportAbilities {
   /** Closes the device and what it stands on; by default the device alone. */
   close?(): Promise<void>
-  readonly fastZeroes?: boolean
 }
 
 export interface ExportSource {
   list(): Promise<ExportInfo[]>
-  /** The one name of an export that may have several: `''` -> `desk`. Devices are shared by this name. @throws VarveError EXPORT_NOT_FOUND */
+  /** As ExportProvider has it; devices are shared by this name. */
   canonicalName(name: string): string | Promise<string>
   /** True for an export whose device one thread alone may have open; false unless given. @param name canonical */
   exclusive?(name: string): boolean
@@ -90,12 +118,15 @@ export class SharedExports implements ExportProvider {
     return this.#source.list()
   }
 
-  async open(requested: string): Promise<ServedExport> {
-    const name = await this.#source.canonicalName(requested)
+  canonicalName(name: string): string | Promise<string> {
+    return this.#source.canonicalName(name)
+  }
+
+  async open(name: string): Promise<ServedExport> {
     const shared = await this.#acquire(name)
     try {
-      const opened = await shared.opened
-      return { name: opened.name, description: opened.description, device: opened.device, fastZeroes: opened.fastZeroes, release: () => this.#release(name, shared) }
+      const { name: canonical, description, device, fastZeroes, contexts, minimumBlockBytes } = await shared.opened
+      return { name: canonical, description, device, fastZeroes, contexts, minimumBlockBytes, release: () => this.#release(name, shared) }
     } catch (error) {
       if (this.#shared.get(name) === shared) this.#shared.delete(name)
       throw error

@@ -12,7 +12,7 @@ export class StreamEnded extends Error {
 const WAITING_BYTES_MAX = 64 * 1024
 
 export class HandshakeStream {
-  readonly #transport: Transport
+  #transport: Transport
   #waiting: Buffer[] = []
   #waitingBytes = 0
   #wantedBytes = 0
@@ -22,6 +22,17 @@ export class HandshakeStream {
 
   constructor(transport: Transport) {
     this.#transport = transport
+  }
+
+  /** True if bytes have come that nobody has asked for. */
+  get hasWaiting(): boolean {
+    return this.#waitingBytes > 0
+  }
+
+  /** From here on bytes go by another transport, which is not paused. */
+  replaceTransport(transport: Transport): void {
+    this.#transport = transport
+    this.#paused = false
   }
 
   receive(bytes: Buffer): void {

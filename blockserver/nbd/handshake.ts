@@ -2,27 +2,31 @@
  * The handshake phase: fixed newstyle negotiation, option after option, until one leads to the transmission phase.
  * Bytes: "Handshake" of the NBD specification. Nothing here is hot, so it reads as the specification does.
  */
-import { isVarveError } from '@varve/images/errors.ts'
+import { VarveError, isVarveError } from '@varve/images/errors.ts'
+import type { Allowance } from './access.ts'
 import { ExportElsewhere, type ExportProvider, type ServedExport } from './export.ts'
 import type { HandshakeStream } from './handshake-stream.ts'
 import { type NbdLimits, OPTIONS_MAX } from './limits.ts'
-import { BASE_ALLOCATION, BASE_ALLOCATION_ID, listContexts, selectContexts } from './meta-context.ts'
+import { type SelectedContext, listedContexts, offeredContexts, selectedContexts } from './meta-context.ts'
 import { OptionError, decodeString, parseInfo, parseMetaContext } from './option.ts'
+import { blockSizeReply, infoReplies, metaContextReply, optionReply, serverReply } from './option-reply.ts'
 import {
-  CLIENT_FLAGS_BYTES, EXPORT_NAME_ZEROES_BYTES, GREETING_BYTES, IHAVEOPT, NBDMAGIC, NBD_FLAG_C_FIXED_NEWSTYLE, NBD_FLAG_C_NO_ZEROES, NBD_FLAG_FIXED_NEWSTYLE,
-  NBD_FLAG_NO_ZEROES, NBD_INFO_BLOCK_SIZE, NBD_INFO_DESCRIPTION, NBD_INFO_EXPORT, NBD_INFO_NAME, NBD_OPT_ABORT, NBD_OPT_EXPORT_NAME, NBD_OPT_GO, NBD_OPT_INFO,
-  NBD_OPT_LIST, NBD_OPT_LIST_META_CONTEXT, NBD_OPT_SET_META_CONTEXT, NBD_OPT_STRUCTURED_REPLY, NBD_REP_ACK, NBD_REP_ERR_INVALID, NBD_REP_ERR_POLICY, NBD_REP_ERR_SHUTDOWN,
-  NBD_REP_ERR_TOO_BIG, NBD_REP_ERR_UNKNOWN, NBD_REP_ERR_UNSUP, NBD_REP_INFO, NBD_REP_MAGIC, NBD_REP_META_CONTEXT, NBD_REP_SERVER, OPTION_HEADER_BYTES,
-  OPTION_REPLY_HEADER_BYTES, readUint32, writeUint16, writeUint32, writeUint64,
+  CLIENT_FLAGS_BYTES, EXPORT_NAME_ZEROES_BYTES, type Framing, GREETING_BYTES, IHAVEOPT, NBDMAGIC, NBD_FLAG_C_FIXED_NEWSTYLE, NBD_FLAG_C_NO_ZEROES,
+  NBD_FLAG_FIXED_NEWSTYLE, NBD_FLAG_NO_ZEROES, NBD_INFO_BLOCK_SIZE, NBD_OPT_ABORT, NBD_OPT_EXPORT_NAME, NBD_OPT_EXTENDED_HEADERS, NBD_OPT_GO, NBD_OPT_INFO,
+  NBD_OPT_LIST, NBD_OPT_LIST_META_CONTEXT, NBD_OPT_SET_META_CONTEXT, NBD_OPT_STARTTLS, NBD_OPT_STRUCTURED_REPLY, NBD_REP_ACK, NBD_REP_ERR_BLOCK_SIZE_REQD,
+  NBD_REP_ERR_EXT_HEADER_REQD, NBD_REP_ERR_INVALID, NBD_REP_ERR_POLICY, NBD_REP_ERR_SHUTDOWN, NBD_REP_ERR_TLS_REQD, NBD_REP_ERR_TOO_BIG, NBD_REP_ERR_UNKNOWN,
+  NBD_REP_ERR_UNSUP, OPTION_HEADER_BYTES, readUint32, writeUint16, writeUint32, writeUint64,
 } from './protocol.ts'
 import { transmissionFlags } from './request.ts'
 
 /** What the phase ends with, for the transmission phase. */
 export interface Negotiated {
   served: ServedExport
-  structured: boolean
-  /** True if base:allocation was selected for this export. */
-  allocation: boolean
+  /** True if this client may not write. */
+  readOnly: boolean
+  framing: Framing
+  /** Metadata contexts that were selected for this export. */
+  contexts: SelectedContext[]
 }
 
 export interface HandshakeOptions {
@@ -32,13 +36,37 @@ export interface HandshakeOptions {
   stopping(): boolean
   /** An export could not be opened, for another reason than that there is none. */
   failed(error: unknown, name: string): void
+  /** What the empty name stands for; unless given, the provider says. */
+  defaultExport?: string
+  /** What this client may do with the export of a canonical name. */
+  access(name: string): Allowance
+  tls: TlsNegotiation
+}
+
+/** TLS as far as the handshake knows it. */
+export interface TlsNegotiation {
+  /** `off`: there is none. `optional`: the client chooses. `required`: nothing goes without. */
+  readonly mode: 'off' | 'optional' | 'required'
+  /** True if what a client may see depends on who it is by TLS: then one without TLS is not told whether an export exists. */
+  readonly reveals: boolean
+  /** True once bytes go by TLS. */
+  active(): boolean
+  /** All bytes from here on, both ways, go by TLS. Completes when the peer is known. @throws whatever kept TLS from being agreed on */
+  start(): Promise<void>
+}
+
+/** Metadata contexts that were selected last. */
+export interface SelectedNames {
+  /** As the client names it. */
+  exportName: string
+  contexts: string[]
 }
 
 /** How far negotiation has come when a connection goes to another thread. A value that threads can send. */
 export interface HandshakeState {
   noZeroes: boolean
-  structured: boolean
-  allocationFor: string | undefined
+  framing: Framing
+  selected: SelectedNames | undefined
   /** Bytes of the peer from the option on that asked for the export. */
   unread: Uint8Array
   /** Options, and milliseconds, that the peer may still take. */
@@ -65,9 +93,6 @@ export class HandshakeBroken extends Error {
   override name = 'HandshakeBroken'
 }
 
-/** The preferred block size of the specification is at least this. */
-const PREFERRED_BLOCK_BYTES_MIN = 512
-
 /**
  * Negotiates with the peer.
  * @param resumed what another thread has negotiated with it
@@ -75,7 +100,7 @@ const PREFERRED_BLOCK_BYTES_MIN = 512
  * @throws HandshakeBroken, HandshakeMoves, and what the stream throws when it ends
  */
 export async function handshake(stream: HandshakeStream, options: HandshakeOptions, resumed?: HandshakeState): Promise<Negotiated | undefined> {
-  const haggling = new OptionHaggling(stream, options, resumed ?? { noZeroes: await greet(stream), structured: false, allocationFor: undefined })
+  const haggling = new OptionHaggling(stream, options, resumed ?? { noZeroes: await greet(stream, options.tls), framing: 'simple', selected: undefined })
   if (resumed !== undefined) stream.receive(Buffer.from(resumed.unread))
   try {
     for (let left = resumed?.optionsLeft ?? OPTIONS_MAX; left > 0; left--) {
@@ -89,10 +114,11 @@ export async function handshake(stream: HandshakeStream, options: HandshakeOptio
 }
 
 /** @returns whether the peer wants no zeroes after the reply to NBD_OPT_EXPORT_NAME */
-async function greet(stream: HandshakeStream): Promise<boolean> {
+async function greet(stream: HandshakeStream, tls: TlsNegotiation): Promise<boolean> {
   await stream.write(greeting())
   const flags = (await stream.read(CLIENT_FLAGS_BYTES)).readUInt32BE()
   if ((flags & ~(NBD_FLAG_C_FIXED_NEWSTYLE | NBD_FLAG_C_NO_ZEROES)) !== 0) throw new HandshakeBroken(`unknown client flags ${flags}`)
+  if (tls.mode === 'required' && (flags & NBD_FLAG_C_FIXED_NEWSTYLE) === 0) throw new HandshakeBroken('TLS is required, and the client has no way to ask for it')
   return (flags & NBD_FLAG_C_NO_ZEROES) !== 0
 }
 
@@ -108,22 +134,28 @@ function greeting(): Buffer {
 
 type Outcome = 'more' | Negotiated | undefined
 
+interface OpenedExport {
+  /** As the client named it. */
+  name: string
+  served: ServedExport
+  readOnly: boolean
+}
+
 class OptionHaggling {
   readonly #stream: HandshakeStream
   readonly #options: HandshakeOptions
   readonly #noZeroes: boolean
-  #structured: boolean
-  /** Name of the export for which base:allocation was selected last. */
-  #allocationFor: string | undefined
+  #framing: Framing
+  #selected: SelectedNames | undefined
   /** The export that was asked about last: it stays open, since the option that uses it most likely follows. */
-  #opened: { name: string; served: ServedExport } | undefined
+  #opened: OpenedExport | undefined
 
-  constructor(stream: HandshakeStream, options: HandshakeOptions, { noZeroes, structured, allocationFor }: Pick<HandshakeState, 'noZeroes' | 'structured' | 'allocationFor'>) {
+  constructor(stream: HandshakeStream, options: HandshakeOptions, { noZeroes, framing, selected }: Pick<HandshakeState, 'noZeroes' | 'framing' | 'selected'>) {
     this.#stream = stream
     this.#options = options
     this.#noZeroes = noZeroes
-    this.#structured = structured
-    this.#allocationFor = allocationFor
+    this.#framing = framing
+    this.#selected = selected
   }
 
   /** Lets go of the export that is open, unless the transmission phase has it. */
@@ -142,7 +174,8 @@ class OptionHaggling {
     if (length > this.#options.limits.optionBytesMax) {
       if (option === NBD_OPT_EXPORT_NAME) throw new HandshakeBroken('the name of an export is too long')
       await this.#stream.skip(length)
-      await this.#stream.write(optionReply(option, NBD_REP_ERR_TOO_BIG, Buffer.from(`options have at most ${this.#options.limits.optionBytesMax} bytes here`)))
+      const reply = this.#tlsIsMissing() ? NBD_REP_ERR_TLS_REQD : NBD_REP_ERR_TOO_BIG
+      await this.#stream.write(optionReply(option, reply, Buffer.from(`options have at most ${this.#options.limits.optionBytesMax} bytes here`)))
       return 'more'
     }
     const data = await this.#stream.read(length)
@@ -150,10 +183,12 @@ class OptionHaggling {
       return await (option === NBD_OPT_EXPORT_NAME ? this.#exportName(data) : this.#answer(option, data))
     } catch (error) {
       if (error instanceof ExportElsewhere) {
-        const state = { noZeroes: this.#noZeroes, structured: this.#structured, allocationFor: this.#allocationFor }
+        const state = { noZeroes: this.#noZeroes, framing: this.#framing, selected: this.#selected }
         throw new HandshakeMoves(error.thread, { ...state, unread: Buffer.concat([header, data]), optionsLeft })
       }
       if (!(error instanceof OptionError)) throw error
+      // This option has no way to answer an error.
+      if (option === NBD_OPT_EXPORT_NAME) throw new HandshakeBroken(error.message, { cause: error })
       await this.#stream.write(optionReply(option, error.reply, Buffer.from(error.message)))
       return 'more'
     }
@@ -165,156 +200,164 @@ class OptionHaggling {
       return undefined
     }
     if (this.#options.stopping()) throw new OptionError(NBD_REP_ERR_SHUTDOWN, 'the server is shutting down')
+    if (option === NBD_OPT_STARTTLS) return this.#startTls(data)
+    if (this.#tlsIsMissing()) throw new OptionError(NBD_REP_ERR_TLS_REQD, 'this server speaks TLS only')
     switch (option) {
       case NBD_OPT_LIST: return this.#list(data)
       case NBD_OPT_INFO: return this.#info(option, data)
       case NBD_OPT_GO: return this.#info(option, data)
       case NBD_OPT_STRUCTURED_REPLY: return this.#structuredReply(data)
+      case NBD_OPT_EXTENDED_HEADERS: return this.#extendedHeaders(data)
       case NBD_OPT_LIST_META_CONTEXT: return this.#listMetaContext(data)
       case NBD_OPT_SET_META_CONTEXT: return this.#setMetaContext(data)
       default: throw new OptionError(NBD_REP_ERR_UNSUP, `option ${option} is not known here`)
     }
   }
 
-  async #exportName(data: Buffer): Promise<Negotiated> {
-    if (this.#options.stopping()) throw new HandshakeBroken('the server is shutting down')
-    const name = await this.#orBroken(() => decodeString(data))
-    const served = await this.#orBroken(() => this.#open(name))
-    const reply = Buffer.alloc(10 + (this.#noZeroes ? 0 : EXPORT_NAME_ZEROES_BYTES))
-    writeUint64(reply, 0, served.device.sizeBytes)
-    writeUint16(reply, 8, transmissionFlags(served.device, this.#structured))
-    return this.#enter(name, served, reply)
+  #tlsIsMissing(): boolean {
+    const { tls } = this.#options
+    return tls.mode === 'required' && !tls.active()
   }
 
-  /** This option has no way to answer an error. */
-  async #orBroken<T>(step: () => T | Promise<T>): Promise<T> {
-    try {
-      return await step()
-    } catch (cause) {
-      throw cause instanceof OptionError ? new HandshakeBroken(cause.message, { cause }) : cause
-    }
+  /** After the ACK there is no way back. What a client said before counts for nothing: someone in between may have said it. */
+  async #startTls(data: Buffer): Promise<Outcome> {
+    const { tls } = this.#options
+    withoutData(data)
+    if (tls.active()) throw new OptionError(NBD_REP_ERR_INVALID, 'TLS is active already')
+    if (tls.mode === 'off') throw new OptionError(NBD_REP_ERR_POLICY, 'this server speaks no TLS')
+    if (this.#stream.hasWaiting) throw new HandshakeBroken('bytes follow STARTTLS that are not TLS')
+    await this.#stream.write(optionReply(NBD_OPT_STARTTLS, NBD_REP_ACK))
+    this.#framing = 'simple'
+    this.#selected = undefined
+    await this.release()
+    await tls.start()
+    return 'more'
+  }
+
+  async #exportName(data: Buffer): Promise<Negotiated> {
+    if (this.#options.stopping()) throw new OptionError(NBD_REP_ERR_SHUTDOWN, 'the server is shutting down')
+    if (this.#tlsIsMissing()) throw new OptionError(NBD_REP_ERR_TLS_REQD, 'this server speaks TLS only')
+    if (this.#framing === 'extended') throw new OptionError(NBD_REP_ERR_EXT_HEADER_REQD, 'after extended headers only NBD_OPT_GO leads on')
+    const opened = await this.#open(decodeString(data))
+    if (needsBlockSize(opened.served)) throw new OptionError(NBD_REP_ERR_BLOCK_SIZE_REQD, 'the client cannot know the block size of this export')
+    const reply = Buffer.alloc(10 + (this.#noZeroes ? 0 : EXPORT_NAME_ZEROES_BYTES))
+    writeUint64(reply, 0, opened.served.device.sizeBytes)
+    writeUint16(reply, 8, this.#flags(opened))
+    return this.#enter(opened, reply)
   }
 
   async #list(data: Buffer): Promise<Outcome> {
     withoutData(data)
-    const replies: Buffer[] = []
-    for (const { name, description } of await this.#options.provider.list()) {
-      const nameBytes = Buffer.from(name)
-      replies.push(optionReply(NBD_OPT_LIST, NBD_REP_SERVER, Buffer.concat([uint32(nameBytes.length), nameBytes, Buffer.from(description)])))
-    }
-    replies.push(optionReply(NBD_OPT_LIST, NBD_REP_ACK))
-    await this.#stream.write(Buffer.concat(replies))
+    const shown = (await this.#options.provider.list()).filter(({ name }) => this.#options.access(name) !== 'deny')
+    await this.#stream.write(Buffer.concat([...shown.map((about) => serverReply(NBD_OPT_LIST, about)), optionReply(NBD_OPT_LIST, NBD_REP_ACK)]))
     return 'more'
   }
 
   async #info(option: number, data: Buffer): Promise<Outcome> {
     const { name, requests } = parseInfo(data)
-    const served = await this.#open(name)
-    const reply = this.#infoReplies(option, served, requests)
-    if (option === NBD_OPT_GO) return this.#enter(name, served, reply)
+    const opened = await this.#open(name)
+    const { requestBytesMax } = this.#options.limits
+    if (needsBlockSize(opened.served) && !requests.includes(NBD_INFO_BLOCK_SIZE)) {
+      await this.#stream.write(blockSizeReply(option, opened.served, requestBytesMax))
+      throw new OptionError(NBD_REP_ERR_BLOCK_SIZE_REQD, `ask for the block size: requests to this export are multiples of ${opened.served.minimumBlockBytes} bytes`)
+    }
+    const replies = infoReplies(option, opened.served, { flags: this.#flags(opened), requests, requestBytesMax })
+    const reply = Buffer.concat([...replies, optionReply(option, NBD_REP_ACK)])
+    if (option === NBD_OPT_GO) return this.#enter(opened, reply)
     await this.#stream.write(reply)
     return 'more'
   }
 
-  #infoReplies(option: number, { name, description, device }: ServedExport, requests: readonly number[]): Buffer {
-    const info = Buffer.alloc(12)
-    writeUint16(info, 0, NBD_INFO_EXPORT)
-    writeUint64(info, 2, device.sizeBytes)
-    writeUint16(info, 10, transmissionFlags(device, this.#structured))
-    const replies = [optionReply(option, NBD_REP_INFO, info)]
-    if (requests.includes(NBD_INFO_NAME)) replies.push(optionReply(option, NBD_REP_INFO, Buffer.concat([uint16(NBD_INFO_NAME), Buffer.from(name)])))
-    if (requests.includes(NBD_INFO_DESCRIPTION)) replies.push(optionReply(option, NBD_REP_INFO, Buffer.concat([uint16(NBD_INFO_DESCRIPTION), Buffer.from(description)])))
-    if (requests.includes(NBD_INFO_BLOCK_SIZE)) {
-      const { requestBytesMax } = this.#options.limits
-      const sizes = Buffer.alloc(14)
-      writeUint16(sizes, 0, NBD_INFO_BLOCK_SIZE)
-      writeUint32(sizes, 2, 1)
-      writeUint32(sizes, 6, Math.min(Math.max(device.blockBytes, PREFERRED_BLOCK_BYTES_MIN), requestBytesMax))
-      writeUint32(sizes, 10, requestBytesMax)
-      replies.push(optionReply(option, NBD_REP_INFO, sizes))
-    }
-    replies.push(optionReply(option, NBD_REP_ACK))
-    return Buffer.concat(replies)
-  }
-
   /** Sends the last reply of the phase. */
-  async #enter(name: string, served: ServedExport, reply: Buffer): Promise<Negotiated> {
+  async #enter(opened: OpenedExport, reply: Buffer): Promise<Negotiated> {
     await this.#stream.write(reply)
     this.#opened = undefined
-    return { served, structured: this.#structured, allocation: this.#structured && this.#allocationFor === name }
+    const { served, readOnly } = opened
+    return { served, readOnly, framing: this.#framing, contexts: this.#contexts(opened) }
+  }
+
+  /** What was selected for this export, by name: the device may have been closed and opened again since. */
+  #contexts({ name, served }: OpenedExport): SelectedContext[] {
+    if (this.#framing === 'simple' || this.#selected?.exportName !== name) return []
+    return selectedContexts(offeredContexts(served), this.#selected.contexts)
+  }
+
+  #flags(opened: OpenedExport): number {
+    return transmissionFlags({ readOnly: opened.readOnly, framing: this.#framing, contextCount: this.#contexts(opened).length })
   }
 
   async #structuredReply(data: Buffer): Promise<Outcome> {
     withoutData(data)
-    this.#structured = true
+    if (this.#framing === 'extended') throw new OptionError(NBD_REP_ERR_EXT_HEADER_REQD, 'extended headers are agreed on already')
+    this.#framing = 'structured'
     await this.#stream.write(optionReply(NBD_OPT_STRUCTURED_REPLY, NBD_REP_ACK))
     return 'more'
   }
 
+  async #extendedHeaders(data: Buffer): Promise<Outcome> {
+    withoutData(data)
+    this.#framing = 'extended'
+    await this.#stream.write(optionReply(NBD_OPT_EXTENDED_HEADERS, NBD_REP_ACK))
+    return 'more'
+  }
+
   async #listMetaContext(data: Buffer): Promise<Outcome> {
-    const { name, queries } = parseMetaContext(data)
-    if (!this.#structured) throw new OptionError(NBD_REP_ERR_INVALID, 'structured replies come first')
-    await this.#open(name)
-    await this.#writeContexts(NBD_OPT_LIST_META_CONTEXT, listContexts(queries), 0)
+    const { offered, queries } = await this.#parseMetaContext(data)
+    const replies = listedContexts(offered, queries).map(({ name }) => metaContextReply(NBD_OPT_LIST_META_CONTEXT, { id: 0, name }))
+    await this.#stream.write(Buffer.concat([...replies, optionReply(NBD_OPT_LIST_META_CONTEXT, NBD_REP_ACK)]))
     return 'more'
   }
 
   async #setMetaContext(data: Buffer): Promise<Outcome> {
-    this.#allocationFor = undefined
-    const { name, queries } = parseMetaContext(data)
-    if (!this.#structured) throw new OptionError(NBD_REP_ERR_INVALID, 'structured replies come first')
-    await this.#open(name)
-    const contexts = selectContexts(queries)
-    if (contexts.includes(BASE_ALLOCATION)) this.#allocationFor = name
-    await this.#writeContexts(NBD_OPT_SET_META_CONTEXT, contexts, BASE_ALLOCATION_ID)
+    this.#selected = undefined
+    const { exportName, offered, queries } = await this.#parseMetaContext(data)
+    const selected = selectedContexts(offered, queries)
+    this.#selected = { exportName, contexts: selected.map(({ name }) => name) }
+    const replies = selected.map((context) => metaContextReply(NBD_OPT_SET_META_CONTEXT, context))
+    await this.#stream.write(Buffer.concat([...replies, optionReply(NBD_OPT_SET_META_CONTEXT, NBD_REP_ACK)]))
     return 'more'
   }
 
-  #writeContexts(option: number, names: readonly string[], id: number): Promise<void> {
-    const replies = names.map((name) => optionReply(option, NBD_REP_META_CONTEXT, Buffer.concat([uint32(id), Buffer.from(name)])))
-    return this.#stream.write(Buffer.concat([...replies, optionReply(option, NBD_REP_ACK)]))
+  async #parseMetaContext(data: Buffer): Promise<{ exportName: string; offered: SelectedContext[]; queries: string[] }> {
+    const { name, queries } = parseMetaContext(data)
+    if (this.#framing === 'simple') throw new OptionError(NBD_REP_ERR_INVALID, 'structured replies or extended headers come first')
+    const { served } = await this.#open(name)
+    return { exportName: name, offered: offeredContexts(served), queries }
   }
 
-  async #open(name: string): Promise<ServedExport> {
-    if (this.#opened?.name === name) return this.#opened.served
+  async #open(name: string): Promise<OpenedExport> {
+    if (this.#opened?.name === name) return this.#opened
     await this.release()
+    const { provider, defaultExport = '' } = this.#options
     try {
-      const served = await this.#options.provider.open(name)
-      this.#opened = { name, served }
-      return served
+      const canonical = await provider.canonicalName(name === '' ? defaultExport : name)
+      const allowance = this.#options.access(canonical)
+      if (allowance === 'deny') throw new VarveError('EXPORT_NOT_FOUND', 'this client may not know of it')
+      const served = await provider.open(canonical)
+      this.#opened = { name, served, readOnly: served.device.readOnly || allowance === 'read-only' }
+      return this.#opened
     } catch (error) {
       if (error instanceof ExportElsewhere) throw error
-      if (isVarveError(error, 'EXPORT_NOT_FOUND', 'NOT_FOUND', 'NAME_INVALID')) throw new OptionError(NBD_REP_ERR_UNKNOWN, `there is no export '${name.slice(0, 256)}'`)
+      if (isVarveError(error, 'EXPORT_NOT_FOUND', 'NOT_FOUND', 'NAME_INVALID')) throw this.#notFound(name)
       // What can be mended elsewhere, and is no secret: which CVD another server has.
       if (isVarveError(error, 'STORE_LOCKED')) throw new OptionError(NBD_REP_ERR_POLICY, error.message)
       this.#options.failed(error, name)
       throw new OptionError(NBD_REP_ERR_UNKNOWN, 'the export cannot be opened; the log of the server says why')
     }
   }
+
+  /** The same for what does not exist and for what this client may not know of. */
+  #notFound(name: string): OptionError {
+    const { tls } = this.#options
+    if (tls.reveals && tls.mode === 'optional' && !tls.active()) return new OptionError(NBD_REP_ERR_TLS_REQD, `there is no export '${name.slice(0, 256)}', or it is served by TLS only`)
+    return new OptionError(NBD_REP_ERR_UNKNOWN, `there is no export '${name.slice(0, 256)}'`)
+  }
+}
+
+function needsBlockSize({ minimumBlockBytes = 1 }: ServedExport): boolean {
+  return minimumBlockBytes > 1
 }
 
 function withoutData(data: Buffer): void {
   if (data.length > 0) throw new OptionError(NBD_REP_ERR_INVALID, 'this option has no data')
-}
-
-function optionReply(option: number, type: number, data: Buffer = Buffer.alloc(0)): Buffer {
-  const header = Buffer.alloc(OPTION_REPLY_HEADER_BYTES)
-  writeUint32(header, 0, NBD_REP_MAGIC[0])
-  writeUint32(header, 4, NBD_REP_MAGIC[1])
-  writeUint32(header, 8, option)
-  writeUint32(header, 12, type)
-  writeUint32(header, 16, data.length)
-  return Buffer.concat([header, data])
-}
-
-function uint16(value: number): Buffer {
-  const bytes = Buffer.alloc(2)
-  writeUint16(bytes, 0, value)
-  return bytes
-}
-
-function uint32(value: number): Buffer {
-  const bytes = Buffer.alloc(4)
-  writeUint32(bytes, 0, value)
-  return bytes
 }

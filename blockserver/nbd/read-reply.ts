@@ -4,10 +4,9 @@
  */
 import type { BlockDevice } from '@varve/images/device/block-device.ts'
 import {
-  NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_OFFSET_DATA, NBD_REPLY_TYPE_OFFSET_HOLE, OFFSET_DATA_HEADER_BYTES, OFFSET_HOLE_BYTES, SIMPLE_REPLY_BYTES, writeUint32,
-  writeUint64,
+  NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_OFFSET_DATA, NBD_REPLY_TYPE_OFFSET_HOLE, OFFSET_BYTES, OFFSET_HOLE_BYTES, SIMPLE_REPLY_BYTES, writeUint32, writeUint64,
 } from './protocol.ts'
-import { type Cookie, type ReplyQueue, writeChunkHeader, writeSimpleHeader } from './reply-queue.ts'
+import { type Cookie, type ReplyQueue, writeSimpleHeader } from './reply-queue.ts'
 import type { SlabPool } from './slab.ts'
 
 /** For shorter reads a look at the extents costs more than sending zeroes. */
@@ -33,13 +32,14 @@ interface Part {
   data: boolean
 }
 
-/** A simple reply, or a structured one of one data chunk. @param length bytes, at least 1 */
-export function readWhole(place: ReplyPlace, structured: boolean, offset: number, length: number, cookie: Cookie): void | Promise<void> {
-  const headerBytes = structured ? OFFSET_DATA_HEADER_BYTES : SIMPLE_REPLY_BYTES
+/** A simple reply, or one data chunk. @param length bytes, at least 1 */
+export function readWhole(place: ReplyPlace, offset: number, length: number, cookie: Cookie): void | Promise<void> {
+  const simple = place.replies.framing === 'simple'
+  const headerBytes = simple ? SIMPLE_REPLY_BYTES : place.replies.chunkHeaderBytes + OFFSET_BYTES
   const view = length >= VIEW_BYTES_MIN && place.replies.takesViews ? place.device.view?.(offset, length) : undefined
   const { slab, from, to } = place.slabs.cut(view === undefined ? headerBytes + length : headerBytes)
-  if (structured) writeDataHeader(slab.bytes, from, NBD_REPLY_FLAG_DONE, cookie, offset, length)
-  else writeSimpleHeader(slab.bytes, from, 0, cookie)
+  if (simple) writeSimpleHeader(slab.bytes, from, 0, cookie)
+  else writeDataHeader(place.replies, slab.bytes, from, NBD_REPLY_FLAG_DONE, cookie, offset, length)
   if (view !== undefined) {
     place.replies.append(slab, from, to, 0)
     place.replies.appendView(view)
@@ -65,14 +65,14 @@ export function readWhole(place: ReplyPlace, structured: boolean, offset: number
   )
 }
 
-/** A structured reply that leaves out what the device knows to be zero. */
+/** A reply in chunks that leaves out what the device knows to be zero. */
 export function readSparse(place: ReplyPlace, offset: number, length: number, cookie: Cookie): void | Promise<void> {
   const parts = splitAtHoles(place.device, offset, length)
-  if (parts.length === 1 && parts[0].data) return readWhole(place, true, offset, length, cookie)
-  let replyBytes = 0
-  for (const { data, length: partBytes } of parts) replyBytes += data ? OFFSET_DATA_HEADER_BYTES + partBytes : OFFSET_HOLE_BYTES
+  if (parts.length === 1 && parts[0].data) return readWhole(place, offset, length, cookie)
+  let replyBytes = parts.length * place.replies.chunkHeaderBytes
+  for (const { data, length: partBytes } of parts) replyBytes += data ? OFFSET_BYTES + partBytes : OFFSET_HOLE_BYTES
   const { slab, from, to } = place.slabs.cut(replyBytes)
-  const pending = writeParts(place.device, parts, slab.bytes, from, cookie)
+  const pending = writeParts(place, parts, slab.bytes, from, cookie)
   if (pending.length === 0) {
     place.replies.append(slab, from, to, 1)
     return
@@ -89,14 +89,14 @@ export function readSparse(place: ReplyPlace, offset: number, length: number, co
 }
 
 /** @returns the reads that are not complete; one that failed at once is among them, so that all are waited for before the memory is used again */
-function writeParts(device: BlockDevice, parts: readonly Part[], bytes: Buffer, from: number, cookie: Cookie): Promise<void>[] {
+function writeParts({ device, replies }: ReplyPlace, parts: readonly Part[], bytes: Buffer, from: number, cookie: Cookie): Promise<void>[] {
   const pending: Promise<void>[] = []
   let at = from
   for (const [index, { offset, length, data }] of parts.entries()) {
     const flags = index === parts.length - 1 ? NBD_REPLY_FLAG_DONE : 0
     if (data) {
-      writeDataHeader(bytes, at, flags, cookie, offset, length)
-      at += OFFSET_DATA_HEADER_BYTES
+      writeDataHeader(replies, bytes, at, flags, cookie, offset, length)
+      at += replies.chunkHeaderBytes + OFFSET_BYTES
       try {
         const read = device.read(bytes.subarray(at, at + length), offset)
         if (read !== undefined) pending.push(read)
@@ -105,9 +105,10 @@ function writeParts(device: BlockDevice, parts: readonly Part[], bytes: Buffer, 
       }
       at += length
     } else {
-      writeChunkHeader(bytes, at, flags, NBD_REPLY_TYPE_OFFSET_HOLE, cookie, 12)
-      writeUint64(bytes, at + 20, offset)
-      writeUint32(bytes, at + 28, length)
+      replies.writeChunkHeader(bytes, at, flags, NBD_REPLY_TYPE_OFFSET_HOLE, cookie, OFFSET_HOLE_BYTES)
+      at += replies.chunkHeaderBytes
+      writeUint64(bytes, at, offset)
+      writeUint32(bytes, at + OFFSET_BYTES, length)
       at += OFFSET_HOLE_BYTES
     }
   }
@@ -132,7 +133,7 @@ function splitAtHoles(device: BlockDevice, offset: number, length: number): Part
   return parts
 }
 
-function writeDataHeader(bytes: Uint8Array, at: number, flags: number, cookie: Cookie, offset: number, length: number): void {
-  writeChunkHeader(bytes, at, flags, NBD_REPLY_TYPE_OFFSET_DATA, cookie, 8 + length)
-  writeUint64(bytes, at + 20, offset)
+function writeDataHeader(replies: ReplyQueue, bytes: Uint8Array, at: number, flags: number, cookie: Cookie, offset: number, length: number): void {
+  replies.writeChunkHeader(bytes, at, flags, NBD_REPLY_TYPE_OFFSET_DATA, cookie, OFFSET_BYTES + length)
+  writeUint64(bytes, at + replies.chunkHeaderBytes, offset)
 }

@@ -3,8 +3,8 @@
  * Within one turn nothing is written before `flush`; memory is given back when the kernel has taken it.
  */
 import {
-  CHUNK_HEADER_BYTES, NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_ERROR, NBD_REPLY_TYPE_ERROR_OFFSET, NBD_SIMPLE_REPLY_MAGIC, NBD_STRUCTURED_REPLY_MAGIC,
-  SIMPLE_REPLY_BYTES, writeUint16, writeUint32, writeUint64,
+  EXTENDED_HEADER_BYTES, type Framing, NBD_EXTENDED_REPLY_MAGIC, NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_ERROR, NBD_REPLY_TYPE_ERROR_OFFSET, NBD_REPLY_TYPE_NONE,
+  NBD_SIMPLE_REPLY_MAGIC, NBD_STRUCTURED_REPLY_MAGIC, SIMPLE_REPLY_BYTES, STRUCTURED_HEADER_BYTES, writeUint16, writeUint32, writeUint64,
 } from './protocol.ts'
 import type { DeviceView } from '@varve/images/device/block-device.ts'
 import type { Slab, SlabPool } from './slab.ts'
@@ -19,10 +19,12 @@ interface Piece {
   regions: number
 }
 
-/** Identifies a request to its client: 64 bits that the server only copies. */
+/** What replies repeat of their request, as it was sent: its cookie and, in extended headers, its offset. */
 export interface Cookie {
   cookieHigh: number
   cookieLow: number
+  offsetHigh: number
+  offsetLow: number
 }
 
 /** What is written at once. */
@@ -61,6 +63,9 @@ class Batch implements Outgoing {
 }
 
 export class ReplyQueue {
+  readonly framing: Framing
+  /** Bytes of the header of a chunk. */
+  readonly chunkHeaderBytes: number
   readonly #slabs: SlabPool
   readonly #transport: Transport
   readonly #freed: (requests: number) => void
@@ -75,7 +80,9 @@ export class ReplyQueue {
   readonly #onSent = (batch: Batch) => this.#sent(batch)
 
   /** @param freed called when replies are with the kernel: requests that no longer count as in flight */
-  constructor(slabs: SlabPool, transport: Transport, freed: (requests: number) => void) {
+  constructor({ slabs, transport, framing, freed }: { slabs: SlabPool; transport: Transport; framing: Framing; freed: (requests: number) => void }) {
+    this.framing = framing
+    this.chunkHeaderBytes = framing === 'extended' ? EXTENDED_HEADER_BYTES : STRUCTURED_HEADER_BYTES
     this.#slabs = slabs
     this.#transport = transport
     this.#freed = freed
@@ -127,24 +134,59 @@ export class ReplyQueue {
     this.#gatheredRequests++
   }
 
-  simpleReply(cookie: Cookie, error: number): void {
-    const { slab, from, to } = this.#slabs.cut(SIMPLE_REPLY_BYTES)
-    writeSimpleHeader(slab.bytes, from, error, cookie)
+  /** Success without payload. Structured replies are for reads, errors and status; what else succeeds is answered as briefly as may be. */
+  success(cookie: Cookie): void {
+    if (this.framing === 'extended') this.emptyChunk(cookie)
+    else this.#simpleReply(cookie, 0)
+  }
+
+  /** The reply of one chunk with nothing in it. */
+  emptyChunk(cookie: Cookie): void {
+    const { slab, from, to } = this.#slabs.cut(this.chunkHeaderBytes)
+    this.writeChunkHeader(slab.bytes, from, NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_NONE, cookie, 0)
     this.append(slab, from, to, 1)
   }
 
-  /** The last chunk of a structured reply. @param offset where it happened, for commands whose client can use that */
-  errorChunk(cookie: Cookie, error: number, message: string, offset?: number): void {
+  /** @param message for people @param offset where it happened, for commands whose client can use that */
+  error(cookie: Cookie, error: number, message: string, offset?: number): void {
+    if (this.framing === 'simple') {
+      this.#simpleReply(cookie, error)
+      return
+    }
     const text = Buffer.from(message)
     const payloadBytes = 6 + text.length + (offset === undefined ? 0 : 8)
-    const { slab, from, to } = this.#slabs.cut(CHUNK_HEADER_BYTES + payloadBytes)
+    const { slab, from, to } = this.#slabs.cut(this.chunkHeaderBytes + payloadBytes)
     const type = offset === undefined ? NBD_REPLY_TYPE_ERROR : NBD_REPLY_TYPE_ERROR_OFFSET
-    writeChunkHeader(slab.bytes, from, NBD_REPLY_FLAG_DONE, type, cookie, payloadBytes)
-    const at = from + CHUNK_HEADER_BYTES
+    this.writeChunkHeader(slab.bytes, from, NBD_REPLY_FLAG_DONE, type, cookie, payloadBytes)
+    const at = from + this.chunkHeaderBytes
     writeUint32(slab.bytes, at, error)
     writeUint16(slab.bytes, at + 4, text.length)
     slab.bytes.set(text, at + 6)
     if (offset !== undefined) writeUint64(slab.bytes, at + 6 + text.length, offset)
+    this.append(slab, from, to, 1)
+  }
+
+  /** Not for simple framing. */
+  writeChunkHeader(bytes: Uint8Array, at: number, flags: number, type: number, cookie: Cookie, payloadBytes: number): void {
+    const extended = this.framing === 'extended'
+    writeUint32(bytes, at, extended ? NBD_EXTENDED_REPLY_MAGIC : NBD_STRUCTURED_REPLY_MAGIC)
+    writeUint16(bytes, at + 4, flags)
+    writeUint16(bytes, at + 6, type)
+    writeUint32(bytes, at + 8, cookie.cookieHigh)
+    writeUint32(bytes, at + 12, cookie.cookieLow)
+    if (!extended) {
+      writeUint32(bytes, at + 16, payloadBytes)
+      return
+    }
+    writeUint32(bytes, at + 16, cookie.offsetHigh)
+    writeUint32(bytes, at + 20, cookie.offsetLow)
+    writeUint32(bytes, at + 24, 0)
+    writeUint32(bytes, at + 28, payloadBytes)
+  }
+
+  #simpleReply(cookie: Cookie, error: number): void {
+    const { slab, from, to } = this.#slabs.cut(SIMPLE_REPLY_BYTES)
+    writeSimpleHeader(slab.bytes, from, error, cookie)
     this.append(slab, from, to, 1)
   }
 
@@ -193,13 +235,4 @@ export function writeSimpleHeader(bytes: Uint8Array, at: number, error: number, 
   writeUint32(bytes, at + 4, error)
   writeUint32(bytes, at + 8, cookie.cookieHigh)
   writeUint32(bytes, at + 12, cookie.cookieLow)
-}
-
-export function writeChunkHeader(bytes: Uint8Array, at: number, flags: number, type: number, cookie: Cookie, payloadBytes: number): void {
-  writeUint32(bytes, at, NBD_STRUCTURED_REPLY_MAGIC)
-  writeUint16(bytes, at + 4, flags)
-  writeUint16(bytes, at + 6, type)
-  writeUint32(bytes, at + 8, cookie.cookieHigh)
-  writeUint32(bytes, at + 12, cookie.cookieLow)
-  writeUint32(bytes, at + 16, payloadBytes)
 }

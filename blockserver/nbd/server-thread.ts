@@ -6,6 +6,7 @@ import { parentPort, workerData } from 'node:worker_threads'
 import { type Logger, pino } from 'pino'
 import { ConnectionHost } from './connection-host.ts'
 import { type ExportOwners, type ExportSource, SharedExports } from './export.ts'
+import { receivedPolicy } from './policy.ts'
 import type { FromThread, ServerThreadData, ToThread } from './thread-messages.ts'
 
 /** What a module of exports gives to each thread. */
@@ -17,7 +18,7 @@ export interface ThreadSource extends AsyncDisposable {
 export type OpenExports = (data: unknown, log: Logger, thread: number) => Promise<ThreadSource>
 
 const port = parentPort!
-const { thread, exports, limits, logLevel } = workerData as ServerThreadData
+const { thread, exports, policy, limits, logLevel } = workerData as ServerThreadData
 
 function tell(message: FromThread): void {
   port.postMessage(message)
@@ -50,6 +51,7 @@ const opened = await openExports(exports.data, log, thread)
 const owners = new AskedOwners()
 const host = new ConnectionHost({
   provider: new SharedExports(opened.source, owners),
+  policy: receivedPolicy(policy),
   limits,
   log,
   ended: (id) => tell({ type: 'ended', id }),
@@ -65,6 +67,7 @@ async function end(drainMs: number): Promise<void> {
 
 port.on('message', (message: ToThread) => {
   if (message.type === 'connection') host.take(message.arrival)
+  else if (message.type === 'policy') host.configure(receivedPolicy(message.policy))
   else if (message.type === 'owner') owners.answered(message.request, message.thread)
   else if (message.type === 'metrics') tell({ type: 'metrics', request: message.request, metrics: { ...host.metrics } })
   else end(message.drainMs).catch((error: unknown) => { throw error })

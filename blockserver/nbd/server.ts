@@ -6,10 +6,12 @@ import net from 'node:net'
 import { type Logger, pino } from 'pino'
 import { VarveError } from '@varve/images/errors.ts'
 import { type ListenAddress, formatAddress, listenOn, parseAddress } from '../listen-address.ts'
+import { identifyPeer } from './access.ts'
 import { type Arrival, ConnectionHost } from './connection-host.ts'
 import type { ExportProvider } from './export.ts'
 import { NBD_LIMITS, type NbdLimits } from './limits.ts'
 import type { NbdMetrics } from './metrics.ts'
+import { type Policy, type PolicyOptions, policyOf, sendablePolicy } from './policy.ts'
 import { duplicate } from './socket-calls.ts'
 import type { ThreadExports } from './thread-messages.ts'
 import { ThreadPool } from './thread-pool.ts'
@@ -17,7 +19,7 @@ import { ThreadPool } from './thread-pool.ts'
 /** Connections are served in this thread, from exports of this thread, or in threads that open exports by themselves. */
 export type ServedFrom = { provider: ExportProvider } | { threads: number; exports: ThreadExports; threadEnded?: (thread: number) => void }
 
-export type NbdServerOptions = ServedFrom & {
+export type NbdServerOptions = ServedFrom & PolicyOptions & {
   /** What is not given is as in NBD_LIMITS. */
   limits?: Partial<NbdLimits>
   log?: Logger
@@ -39,6 +41,7 @@ export class NbdServer implements AsyncDisposable {
   readonly #limits: NbdLimits
   readonly #log: Logger
   readonly #served: ConnectionHost | ThreadPool
+  #policy: Policy
   /** Connections that are open. */
   readonly #open = new Set<number>()
   #accepted = 0
@@ -47,7 +50,7 @@ export class NbdServer implements AsyncDisposable {
 
   /**
    * Listens on all of `addresses` (`HOST:PORT`, `[IPV6]:PORT`, `unix:PATH`), or on none.
-   * @throws VarveError ADDRESS_INVALID
+   * @throws VarveError ADDRESS_INVALID, ACCESS_INVALID
    */
   static async listen(addresses: readonly string[], options: NbdServerOptions): Promise<NbdServer> {
     const parsed = addresses.map(parseAddress)
@@ -68,13 +71,15 @@ export class NbdServer implements AsyncDisposable {
     checkLimits(limits)
     this.#limits = limits
     this.#log = log
+    const policy = policyOf(options)
+    this.#policy = policy
     const ended = (id: number) => { this.#open.delete(id) }
     if ('provider' in options) {
       const moved = () => { throw new Error('there is no other thread') }
-      this.#served = new ConnectionHost({ provider: options.provider, limits, log, ended, moved })
+      this.#served = new ConnectionHost({ provider: options.provider, policy, limits, log, ended, moved })
     } else {
       const { threads: count, exports, threadEnded } = options
-      this.#served = new ThreadPool({ count, exports, limits: { ...limits, sharedBytesMax: Math.max(limits.requestBytesMax, limits.sharedBytesMax / count) }, log, ended, threadEnded })
+      this.#served = new ThreadPool({ count, exports, policy: sendablePolicy(options), limits: { ...limits, sharedBytesMax: Math.max(limits.requestBytesMax, limits.sharedBytesMax / count) }, log, ended, threadEnded })
     }
   }
 
@@ -86,6 +91,13 @@ export class NbdServer implements AsyncDisposable {
   /** The threads, if there are any. */
   get pool(): ThreadPool | undefined {
     return this.#served instanceof ThreadPool ? this.#served : undefined
+  }
+
+  /** From now on new connections are served by this policy; those that are open keep to theirs. @throws VarveError ACCESS_INVALID */
+  configure(policy: PolicyOptions): void {
+    this.#policy = policyOf(policy)
+    if (this.#served instanceof ThreadPool) this.#served.configure(sendablePolicy(policy))
+    else this.#served.configure(this.#policy)
   }
 
   /**
@@ -117,13 +129,14 @@ export class NbdServer implements AsyncDisposable {
       socket.destroy()
       return
     }
+    const client = this.#policy.access === undefined ? undefined : identifyPeer(socket)
     const fd = takeDescriptor(socket)
     if (fd === undefined) {
       this.#refused++
       this.#log.error('connection refused: the process may have no more descriptors')
       return
     }
-    const arrival: Arrival = { id: ++this.#accepted, fd }
+    const arrival: Arrival = { id: ++this.#accepted, fd, client }
     this.#open.add(arrival.id)
     this.#served.take(arrival)
   }

@@ -1,5 +1,6 @@
 /**
- * Calls on sockets that Node does not have: receive and send at once, without a turn of the event loop, and another descriptor of the same socket.
+ * Calls on sockets that Node does not have: receive and send at once, without a turn of the event loop, another descriptor of the same socket,
+ * and pairs of sockets.
  * Called through koffi (docs/decisions/0002-native-calls.md). A descriptor belongs to the process, so that any of its threads may use it.
  */
 import koffi from 'koffi'
@@ -11,11 +12,16 @@ const send = libc.func('int64_t send(int fd, const void *bytes, size_t length, i
 const sendmsg = libc.func('int64_t sendmsg(int fd, const void *message, int flags)')
 const poll = libc.func('int poll(void *descriptors, unsigned long count, int timeoutMs)')
 const fcntl = libc.func('int fcntl(int fd, int command, int argument)')
+const socketpair = libc.func('int socketpair(int domain, int type, int protocol, _Out_ int *fds)')
 const { EAGAIN, EINTR } = koffi.os.errno
 
 const MSG_DONTWAIT = 0x40
 const MSG_NOSIGNAL = 0x4000
 const F_DUPFD_CLOEXEC = 1030
+const AF_UNIX = 1
+const SOCK_STREAM = 1
+const SOCK_NONBLOCK = 0x800
+const SOCK_CLOEXEC = 0x80000
 
 /** Events of poll(2). */
 export const POLLIN = 1
@@ -74,6 +80,12 @@ function isLater(): boolean {
 export function duplicate(fd: number): number | undefined {
   const other = Number(fcntl(fd, F_DUPFD_CLOEXEC, 0))
   return other < 0 ? undefined : other
+}
+
+/** Two sockets that are connected to each other. Undefined if the process may have no more. */
+export function socketPair(): [number, number] | undefined {
+  const fds = [0, 0]
+  return Number(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds)) === 0 ? [fds[0], fds[1]] : undefined
 }
 
 /** Sockets that are waited for together: struct pollfd of poll(2), one after another. */

@@ -4,6 +4,7 @@
 import type { Arrival } from './connection-host.ts'
 import type { NbdLimits } from './limits.ts'
 import type { NbdMetrics } from './metrics.ts'
+import type { SendablePolicy } from './policy.ts'
 
 /** Where a thread has its exports from. */
 export interface ThreadExports {
@@ -18,12 +19,14 @@ export interface ServerThreadData {
   /** Number of the thread in its server, from 0. */
   thread: number
   exports: ThreadExports
+  policy: SendablePolicy
   limits: NbdLimits
   logLevel: string
 }
 
 export type ToThread =
   | { type: 'connection'; arrival: Arrival }
+  | { type: 'policy'; policy: SendablePolicy }
   /** Answer to `acquire`. */
   | { type: 'owner'; request: number; thread: number }
   | { type: 'metrics'; request: number }

@@ -8,6 +8,7 @@ import type { Logger } from 'pino'
 import type { Arrival } from './connection-host.ts'
 import type { NbdLimits } from './limits.ts'
 import { NbdMetrics } from './metrics.ts'
+import type { SendablePolicy } from './policy.ts'
 import type { FromThread, ServerThreadData, ThreadExports, ToThread } from './thread-messages.ts'
 
 /** A thread that dies is not replaced sooner than this after it was started. */
@@ -19,6 +20,7 @@ export interface ThreadPoolOptions {
   /** At least 1. */
   count: number
   exports: ThreadExports
+  policy: SendablePolicy
   limits: NbdLimits
   log: Logger
   /** A connection has ended. */
@@ -42,17 +44,25 @@ export class ThreadPool {
   readonly #asked = new Map<number, (metrics: NbdMetrics | undefined) => void>()
   /** Counters of threads that have ended. */
   readonly #ended = new NbdMetrics()
+  #policy: SendablePolicy
   #requests = 0
   #draining = false
 
   constructor(options: ThreadPoolOptions) {
     this.#options = options
+    this.#policy = options.policy
     for (let thread = 0; thread < options.count; thread++) this.#start(thread)
   }
 
   /** For tests of what becomes of the others when one ends. */
   get workers(): Worker[] {
     return this.#members.map(({ worker }) => worker)
+  }
+
+  /** For connections that come from now on. */
+  configure(policy: SendablePolicy): void {
+    this.#policy = policy
+    for (const { worker } of this.#members) tell(worker, { type: 'policy', policy })
   }
 
   /** Hands a connection to the thread with the fewest. */
@@ -89,7 +99,7 @@ export class ThreadPool {
 
   #start(thread: number): void {
     const { exports, limits, log } = this.#options
-    const workerData: ServerThreadData = { thread, exports, limits, logLevel: log.level }
+    const workerData: ServerThreadData = { thread, exports, policy: this.#policy, limits, logLevel: log.level }
     const worker = new Worker(new URL(import.meta.resolve('./server-thread.ts')), { workerData, name: `nbd-${thread}` })
     const member: Member = { worker, startedMs: performance.now(), connections: new Set() }
     this.#members[thread] = member

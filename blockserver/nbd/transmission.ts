@@ -6,16 +6,16 @@ import { setImmediate as nextTurn } from 'node:timers/promises'
 import type { ServedExport } from './export.ts'
 import type { NbdLimits } from './limits.ts'
 import type { BudgetUser, MemoryBudget } from './memory-budget.ts'
-import { replyBlockStatus } from './meta-context.ts'
+import { type SelectedContext, parseStatusPayload, replyBlockStatus, statusPayloadBytes } from './meta-context.ts'
 import type { NbdMetrics } from './metrics.ts'
 import {
-  CHUNK_HEADER_BYTES, NBD_CMD_BLOCK_STATUS, NBD_CMD_CACHE, NBD_CMD_DISC, NBD_CMD_FLAG_DF, NBD_CMD_FLAG_FAST_ZERO, NBD_CMD_FLAG_FUA, NBD_CMD_FLAG_NO_HOLE,
-  NBD_CMD_FLAG_REQ_ONE, NBD_CMD_FLUSH, NBD_CMD_READ, NBD_CMD_TRIM, NBD_CMD_WRITE, NBD_CMD_WRITE_ZEROES, NBD_ENOTSUP, NBD_ESHUTDOWN, NBD_REPLY_FLAG_DONE,
-  NBD_REPLY_TYPE_NONE, NBD_REQUEST_MAGIC, REQUEST_HEADER_BYTES, errorName, readUint32, readUint64,
+  type Framing, NBD_CMD_BLOCK_STATUS, NBD_CMD_CACHE, NBD_CMD_DISC, NBD_CMD_FLAG_DF, NBD_CMD_FLAG_FAST_ZERO, NBD_CMD_FLAG_FUA, NBD_CMD_FLAG_NO_HOLE,
+  NBD_CMD_FLAG_REQ_ONE, NBD_CMD_FLUSH, NBD_CMD_READ, NBD_CMD_TRIM, NBD_CMD_WRITE, NBD_CMD_WRITE_ZEROES, NBD_EINVAL, NBD_ENOTSUP, NBD_ESHUTDOWN,
+  NBD_EXTENDED_REQUEST_MAGIC, NBD_REQUEST_MAGIC, errorName, readUint32, readUint64, requestHeaderBytes,
 } from './protocol.ts'
 import { HOLE_READ_BYTES_MIN, type ReplyPlace, readSparse, readWhole } from './read-reply.ts'
-import { type Cookie, ReplyQueue, writeChunkHeader } from './reply-queue.ts'
-import { type RequestRules, deviceError, requestError } from './request.ts'
+import { type Cookie, ReplyQueue } from './reply-queue.ts'
+import { type RequestRules, deviceError, hasPayload, requestError } from './request.ts'
 import type { Region, SlabPool } from './slab.ts'
 import type { Transport } from './transport.ts'
 
@@ -32,9 +32,11 @@ const CACHE_PIECE_BYTES = 256 * 1024
 
 export interface TransmissionOptions {
   served: ServedExport
-  structured: boolean
-  /** True if base:allocation was selected. */
-  allocation: boolean
+  /** True if this client may not write. */
+  readOnly: boolean
+  framing: Framing
+  /** Selected metadata contexts. */
+  contexts: readonly SelectedContext[]
   limits: NbdLimits
   slabs: SlabPool
   budget: MemoryBudget
@@ -56,8 +58,17 @@ interface ArrivingWrite extends Cookie {
   filledBytes: number
 }
 
+/** NBD_CMD_BLOCK_STATUS in its payload form, whose payload is arriving. */
+interface ArrivingQuery extends Cookie {
+  flags: number
+  offset: number
+  payload: Buffer
+  filledBytes: number
+}
+
 /** Payload that is passed over, and then answered by an error. */
 interface SkippedPayload extends Cookie {
+  type: number
   error: number
   bytesLeft: number
 }
@@ -69,11 +80,13 @@ export class Transmission implements BudgetUser {
   readonly #replies: ReplyQueue
   readonly #slabs: SlabPool
   /** The request that is being taken up. */
-  readonly #cookie: Cookie = { cookieHigh: 0, cookieLow: 0 }
+  readonly #cookie: Cookie = { cookieHigh: 0, cookieLow: 0, offsetHigh: 0, offsetLow: 0 }
+  readonly #headerBytes: number
   /** A request header that arrived in parts, or has to wait. */
-  readonly #head = Buffer.alloc(REQUEST_HEADER_BYTES)
+  readonly #head: Buffer
   #headBytes = 0
   #write: ArrivingWrite | undefined
+  #query: ArrivingQuery | undefined
   #skipped: SkippedPayload | undefined
   /** Bytes that arrived and have to wait; meanwhile the transport is paused. */
   #held: Buffer | undefined
@@ -95,11 +108,13 @@ export class Transmission implements BudgetUser {
   movedAtMs = performance.now()
 
   constructor(options: TransmissionOptions) {
-    const { served, structured, allocation, limits, slabs, transport } = options
-    const { device } = served
+    const { served, readOnly, framing, contexts, limits, slabs, transport } = options
+    const { device, minimumBlockBytes = 1 } = served
     this.#options = options
-    this.#rules = { sizeBytes: device.sizeBytes, readOnly: device.readOnly, structured, allocation, requestBytesMax: limits.requestBytesMax }
-    this.#replies = new ReplyQueue(slabs, transport, (requests) => this.#freed(requests))
+    this.#rules = { sizeBytes: device.sizeBytes, readOnly, framing, contextCount: contexts.length, minimumBlockBytes, requestBytesMax: limits.requestBytesMax }
+    this.#headerBytes = requestHeaderBytes(framing)
+    this.#head = Buffer.alloc(this.#headerBytes)
+    this.#replies = new ReplyQueue({ slabs, transport, framing, freed: (requests) => this.#freed(requests) })
     this.#slabs = slabs
     this.#place = { device, slabs, replies: this.#replies }
   }
@@ -177,7 +192,7 @@ export class Transmission implements BudgetUser {
     this.#replies.flush()
     this.#parsing = false
     if (this.#disconnected || !this.#open) this.#held = undefined
-    else if (at < bytes.length || this.#headBytes === REQUEST_HEADER_BYTES) {
+    else if (at < bytes.length || this.#headBytes === this.#headerBytes) {
       this.#held = bytes.subarray(at)
       this.#options.transport.pause()
       if (this.#turnBytesLeft < 0) setImmediate(() => this.#continue())
@@ -197,9 +212,13 @@ export class Transmission implements BudgetUser {
   /** @returns bytes taken up; less than all if the rest has to wait */
   #parse(bytes: Buffer): number {
     let at = 0
-    while (at < bytes.length || this.#headBytes === REQUEST_HEADER_BYTES) {
+    while (at < bytes.length || this.#headBytes === this.#headerBytes) {
       if (this.#write !== undefined) {
         at = this.#fillWrite(this.#write, bytes, at)
+        continue
+      }
+      if (this.#query !== undefined) {
+        at = this.#fillQuery(this.#query, bytes, at)
         continue
       }
       if (this.#skipped !== undefined) {
@@ -208,16 +227,16 @@ export class Transmission implements BudgetUser {
       }
       let head = bytes
       let headAt = at
-      if (this.#headBytes > 0 || bytes.length - at < REQUEST_HEADER_BYTES) {
+      if (this.#headBytes > 0 || bytes.length - at < this.#headerBytes) {
         const copied = bytes.copy(this.#head, this.#headBytes, at)
         at += copied
         this.#headBytes += copied
-        if (this.#headBytes < REQUEST_HEADER_BYTES) return at
+        if (this.#headBytes < this.#headerBytes) return at
         head = this.#head
         headAt = 0
       }
       if (this.#turnBytesLeft < 0 || !this.#admitted(head, headAt)) return at
-      if (head === bytes) at += REQUEST_HEADER_BYTES
+      if (head === bytes) at += this.#headerBytes
       else this.#headBytes = 0
       if (!this.#take(head, headAt)) return bytes.length
       if (this.#replies.gatheredBytes >= FLUSH_BYTES) this.#replies.flush()
@@ -228,7 +247,7 @@ export class Transmission implements BudgetUser {
   /** True if there is room for the request; otherwise something in flight makes room later, and goes on then. */
   #admitted(head: Buffer, at: number): boolean {
     const type = (head[at + 6] << 8) | head[at + 7]
-    const payload = type === NBD_CMD_READ || type === NBD_CMD_WRITE || type === NBD_CMD_CACHE ? readUint32(head, at + 24) : 0
+    const payload = type === NBD_CMD_READ || type === NBD_CMD_WRITE || type === NBD_CMD_CACHE ? this.#lengthOf(head, at) : 0
     // What is larger is refused and holds no memory.
     const needBytes = payload > this.#rules.requestBytesMax ? 0 : type === NBD_CMD_CACHE ? Math.min(payload, CACHE_PIECE_BYTES) : payload
     this.#turnBytesLeft -= needBytes + TURN_BYTES_PER_REQUEST
@@ -254,29 +273,49 @@ export class Transmission implements BudgetUser {
     return true
   }
 
+  #lengthOf(head: Buffer, at: number): number {
+    return this.#rules.framing === 'extended' ? readUint64(head, at + 24) : readUint32(head, at + 24)
+  }
+
   /** Takes up one request. @returns false if the connection takes up no more */
   #take(head: Buffer, at: number): boolean {
-    if (readUint32(head, at) !== NBD_REQUEST_MAGIC) {
+    const { framing, requestBytesMax } = this.#rules
+    if (readUint32(head, at) !== (framing === 'extended' ? NBD_EXTENDED_REQUEST_MAGIC : NBD_REQUEST_MAGIC)) {
       this.cut('a request does not begin with its magic number')
       return false
     }
     const flags = (head[at + 4] << 8) | head[at + 5]
     const type = (head[at + 6] << 8) | head[at + 7]
     const offset = readUint64(head, at + 16)
-    const length = readUint32(head, at + 24)
+    const length = this.#lengthOf(head, at)
     if (type === NBD_CMD_DISC) {
       this.#disconnected = true
       return false
     }
+    const payloadBytes = hasPayload(framing, type, flags) ? length : 0
+    if (framing === 'extended' && payloadBytes > requestBytesMax) {
+      this.cut(`a payload of ${payloadBytes} bytes is larger than the maximum of ${requestBytesMax}`)
+      return false
+    }
     this.#cookie.cookieHigh = readUint32(head, at + 8)
     this.#cookie.cookieLow = readUint32(head, at + 12)
+    this.#cookie.offsetHigh = readUint32(head, at + 16)
+    this.#cookie.offsetLow = readUint32(head, at + 20)
     this.#requestsInFlight++
     this.#options.metrics.requests++
-    const error = this.#draining ? NBD_ESHUTDOWN : this.#requestError(type, flags, offset, length)
-    if (error === 0) this.#start(type, flags, offset, length)
-    else if (type === NBD_CMD_WRITE && length > 0) this.#skipped = { ...this.#cookie, error, bytesLeft: length }
-    else this.#refuse(type, error)
+    if (this.#draining) this.#skipAndRefuse(type, NBD_ESHUTDOWN, payloadBytes)
+    else if (type === NBD_CMD_BLOCK_STATUS && payloadBytes > 0) this.#arriveQuery(flags, offset, payloadBytes)
+    else {
+      const error = this.#requestError(type, flags, offset, length)
+      if (error === 0) this.#start(type, flags, offset, length)
+      else this.#skipAndRefuse(type, error, payloadBytes)
+    }
     return true
+  }
+
+  #skipAndRefuse(type: number, error: number, payloadBytes: number): void {
+    if (payloadBytes > 0) this.#skipped = { ...this.#cookie, type, error, bytesLeft: payloadBytes }
+    else this.#refuse(type, error)
   }
 
   #requestError(type: number, flags: number, offset: number, length: number): number {
@@ -300,9 +339,8 @@ export class Transmission implements BudgetUser {
     skipped.bytesLeft -= count
     if (skipped.bytesLeft === 0) {
       this.#skipped = undefined
-      this.#cookie.cookieHigh = skipped.cookieHigh
-      this.#cookie.cookieLow = skipped.cookieLow
-      this.#refuse(NBD_CMD_WRITE, skipped.error)
+      this.#setCookie(skipped)
+      this.#refuse(skipped.type, skipped.error)
     }
     return at + count
   }
@@ -318,16 +356,16 @@ export class Transmission implements BudgetUser {
 
   #read(flags: number, offset: number, length: number): void {
     const cookie = this.#cookie
-    const { structured } = this.#rules
+    const chunks = this.#rules.framing !== 'simple'
     if (length === 0) {
-      if (structured) this.#emptyReply()
-      else this.#replies.simpleReply(cookie, 0)
+      if (chunks) this.#replies.emptyChunk(cookie)
+      else this.#replies.success(cookie)
       return
     }
     let pending: void | Promise<void>
     try {
-      const sparse = structured && length >= HOLE_READ_BYTES_MIN && (flags & NBD_CMD_FLAG_DF) === 0
-      pending = sparse ? readSparse(this.#place, offset, length, cookie) : readWhole(this.#place, structured, offset, length, cookie)
+      const sparse = chunks && length >= HOLE_READ_BYTES_MIN && (flags & NBD_CMD_FLAG_DF) === 0
+      pending = sparse ? readSparse(this.#place, offset, length, cookie) : readWhole(this.#place, offset, length, cookie)
     } catch (error) {
       this.#fail(NBD_CMD_READ, error, offset, length)
       return
@@ -339,7 +377,7 @@ export class Transmission implements BudgetUser {
   #arriveWrite(flags: number, offset: number, length: number): void {
     const region = this.#slabs.cut(length)
     this.#bytesInFlight += length
-    this.#write = { cookieHigh: this.#cookie.cookieHigh, cookieLow: this.#cookie.cookieLow, flags, offset, region, filledBytes: 0 }
+    this.#write = { ...this.#cookie, flags, offset, region, filledBytes: 0 }
     if (length === 0) this.#startWrite(this.#write)
   }
 
@@ -349,8 +387,7 @@ export class Transmission implements BudgetUser {
     const { slab, from, to } = write.region
     const length = to - from
     const { metrics, served } = this.#options
-    this.#cookie.cookieHigh = write.cookieHigh
-    this.#cookie.cookieLow = write.cookieLow
+    this.#setCookie(write)
     metrics.bytesWritten += length
     let pending: void | Promise<void>
     try {
@@ -362,12 +399,12 @@ export class Transmission implements BudgetUser {
     }
     if (pending === undefined) {
       this.#release(slab, length)
-      this.#replies.simpleReply(this.#cookie, 0)
+      this.#replies.success(this.#cookie)
       return
     }
     const done = pending.finally(() => this.#slabs.release(slab, 1))
     this.#bytesInFlight -= length
-    this.#whenDone(done, NBD_CMD_WRITE, write.offset, length, length, (cookie) => this.#replies.simpleReply(cookie, 0))
+    this.#whenDone(done, NBD_CMD_WRITE, write.offset, length, length, (cookie) => this.#replies.success(cookie))
   }
 
   #release(slab: Region['slab'], length: number): void {
@@ -375,9 +412,31 @@ export class Transmission implements BudgetUser {
     this.#bytesInFlight -= length
   }
 
-  #blockStatus(flags: number, offset: number, length: number): void {
+  /** The payload names contexts: no more than there are. */
+  #arriveQuery(flags: number, offset: number, payloadBytes: number): void {
+    const { contexts } = this.#options
+    if (payloadBytes % 4 !== 0 || payloadBytes < statusPayloadBytes(0) || payloadBytes > statusPayloadBytes(contexts.length)) {
+      this.#skipAndRefuse(NBD_CMD_BLOCK_STATUS, NBD_EINVAL, payloadBytes)
+    } else this.#query = { ...this.#cookie, flags, offset, payload: Buffer.alloc(payloadBytes), filledBytes: 0 }
+  }
+
+  #fillQuery(query: ArrivingQuery, bytes: Buffer, at: number): number {
+    const count = bytes.copy(query.payload, query.filledBytes, at)
+    query.filledBytes += count
+    if (query.filledBytes === query.payload.length) {
+      this.#query = undefined
+      this.#setCookie(query)
+      const asked = parseStatusPayload(query.payload, this.#options.contexts)
+      const error = asked === undefined ? NBD_EINVAL : this.#requestError(NBD_CMD_BLOCK_STATUS, query.flags, query.offset, asked.length)
+      if (asked === undefined || error !== 0) this.#refuse(NBD_CMD_BLOCK_STATUS, error)
+      else this.#blockStatus(query.flags, query.offset, asked.length, asked.contexts)
+    }
+    return at + count
+  }
+
+  #blockStatus(flags: number, offset: number, length: number, contexts = this.#options.contexts): void {
     try {
-      replyBlockStatus(this.#options.served.device, { offset, length, one: (flags & NBD_CMD_FLAG_REQ_ONE) !== 0 }, this.#cookie, this.#slabs, this.#replies)
+      replyBlockStatus({ contexts, offset, length, one: (flags & NBD_CMD_FLAG_REQ_ONE) !== 0 }, this.#cookie, this.#slabs, this.#replies)
     } catch (error) {
       this.#fail(NBD_CMD_BLOCK_STATUS, error, offset, length)
     }
@@ -392,8 +451,8 @@ export class Transmission implements BudgetUser {
       this.#fail(type, error, offset, length)
       return
     }
-    if (pending === undefined) this.#replies.simpleReply(this.#cookie, 0)
-    else this.#whenDone(pending, type, offset, length, type === NBD_CMD_CACHE ? Math.min(length, CACHE_PIECE_BYTES) : 0, (cookie) => this.#replies.simpleReply(cookie, 0))
+    if (pending === undefined) this.#replies.success(this.#cookie)
+    else this.#whenDone(pending, type, offset, length, type === NBD_CMD_CACHE ? Math.min(length, CACHE_PIECE_BYTES) : 0, (cookie) => this.#replies.success(cookie))
   }
 
   #call(type: number, flags: number, offset: number, length: number): void | Promise<void> {
@@ -438,8 +497,7 @@ export class Transmission implements BudgetUser {
         settled()
       },
       (error: unknown) => {
-        this.#cookie.cookieHigh = cookie.cookieHigh
-        this.#cookie.cookieLow = cookie.cookieLow
+        this.#setCookie(cookie)
         this.#fail(type, error, offset, length)
         settled()
       },
@@ -454,15 +512,14 @@ export class Transmission implements BudgetUser {
   /** Answers the current request by an error. */
   #refuse(type: number, error: number, offset?: number): void {
     this.#options.metrics.errors++
-    if (!this.#rules.structured) this.#replies.simpleReply(this.#cookie, error)
-    else this.#replies.errorChunk(this.#cookie, error, `command ${type}: ${errorName(error)}`, offset)
+    this.#replies.error(this.#cookie, error, `command ${type}: ${errorName(error)}`, offset)
   }
 
-  /** Success of a structured read of nothing. */
-  #emptyReply(): void {
-    const { slab, from, to } = this.#slabs.cut(CHUNK_HEADER_BYTES)
-    writeChunkHeader(slab.bytes, from, NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_NONE, this.#cookie, 0)
-    this.#replies.append(slab, from, to, 1)
+  #setCookie({ cookieHigh, cookieLow, offsetHigh, offsetLow }: Cookie): void {
+    this.#cookie.cookieHigh = cookieHigh
+    this.#cookie.cookieLow = cookieLow
+    this.#cookie.offsetHigh = offsetHigh
+    this.#cookie.offsetLow = offsetLow
   }
 
   /** Replies that become ready in one turn go out together. */
@@ -502,8 +559,9 @@ export class Transmission implements BudgetUser {
   // ---- the end
 
   #dropArriving(): void {
-    if (this.#skipped !== undefined) {
+    if (this.#skipped !== undefined || this.#query !== undefined) {
       this.#skipped = undefined
+      this.#query = undefined
       this.#requestsInFlight--
     }
     const write = this.#write

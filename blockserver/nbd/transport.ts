@@ -28,6 +28,8 @@ export interface Transport {
   end(): void
   /** Closes at once. */
   destroy(): void
+  /** Gives the connection away as a stream: no event comes any more. For a transport that is paused, and has nothing unsent. */
+  giveAway(): net.Socket
 }
 
 export interface TransportEvents {
@@ -79,6 +81,7 @@ export class SocketTransport implements Transport, BusyMember {
   #rests: Rest[] = []
   /** What it did not take otherwise waits in the stream: what follows goes the same way. */
   #streaming = 0
+  #givenAway = false
 
   /** @param fd of a connected socket, which is closed with the transport */
   constructor(fd: number, loop: SocketLoop, events: TransportEvents) {
@@ -102,7 +105,7 @@ export class SocketTransport implements Transport, BusyMember {
     socket.once('end', () => events.ended())
     socket.once('close', () => {
       this.#leaveBusy()
-      events.closed(failure)
+      if (!this.#givenAway) events.closed(failure)
     })
   }
 
@@ -150,6 +153,16 @@ export class SocketTransport implements Transport, BusyMember {
   destroy(): void {
     this.#leaveBusy()
     this.#socket.destroy()
+  }
+
+  /** On a descriptor of its own: bytes of this one's stream go to memory of the thread. */
+  giveAway(): net.Socket {
+    const fd = this.duplicate()
+    if (fd === undefined) throw new Error('no descriptor for it')
+    this.#givenAway = true
+    const socket = new net.Socket({ fd, allowHalfOpen: true })
+    this.destroy()
+    return socket
   }
 
   ready(events: number): boolean {

@@ -243,6 +243,13 @@ export class OverlayDevice implements BlockDevice {
     return extents.slice(0, most)
   }
 
+  /** Whether the sector at `offset` is this overlay's own, or what is below shows, and how far that goes: at most to `end`. */
+  ownRun(offset: number, end: number): { own: boolean; end: number } {
+    const sector = Math.floor(offset / OVERLAY_SECTOR_BYTES)
+    const stop = this.#sectors.runEnd(sector, Math.ceil(end / OVERLAY_SECTOR_BYTES)) * OVERLAY_SECTOR_BYTES
+    return { own: this.#sectors.get(sector) !== SectorState.below, end: Math.min(end, stop) }
+  }
+
   /**
    * Takes no more writes from this moment on: those under way, and all that come, go to `successor`, whose lower disk this becomes.
    * @returns when all that was written is durable

@@ -14,6 +14,7 @@ import { digestOf, DIGEST_BYTES } from '../chunk/digest.ts'
 import type { BlockMap } from '../blockmap/block-map.ts'
 import { VarveError } from '../errors.ts'
 import type { ChunkWriter } from '../store/chunk-store.ts'
+import { checkRange } from './block-device.ts'
 import type { BlockDevice, DeviceExtent, DeviceView, WriteOptions, WriteZeroesOptions } from './block-device.ts'
 import { lockDirectory, OVERLAY_BLOCK_BYTES, OverlayDevice } from './overlay-device.ts'
 import { localFiles } from './overlay-files.ts'
@@ -163,6 +164,28 @@ export class OverlayStack implements BlockDevice {
 
   extents(offset: number, length: number, most?: number): DeviceExtent[] {
     return this.#top.extents(offset, length, most)
+  }
+
+  /**
+   * What was changed since the block map that is below, by any generation: runs that cover the range in order, neighbours of one kind merged.
+   * Stops early after `most` runs.
+   */
+  changedRuns(offset: number, length: number, most: number): { length: number; changed: boolean }[] {
+    checkRange(this, offset, length)
+    const overlays = [...this.#frozen, this.#top]
+    const runs: { length: number; changed: boolean }[] = []
+    const end = offset + length
+    for (let at = offset; at < end;) {
+      const own = overlays.map(overlay => overlay.ownRun(at, end))
+      const changed = own.some(run => run.own)
+      const stop = changed ? Math.max(...own.filter(run => run.own).map(run => run.end)) : Math.min(...own.map(run => run.end))
+      const last = runs.at(-1)
+      if (last?.changed === changed) last.length += stop - at
+      else if (runs.length === most) break
+      else runs.push({ length: stop - at, changed })
+      at = stop
+    }
+    return runs
   }
 
   /** Frozen generations, lowest first; the top is the one after the last. */

@@ -1,5 +1,5 @@
 /**
- * Calls of the C library that Node does not have: extended attributes, holes of sparse files, locks that die with their process.
+ * Calls of the C library that Node does not have: extended attributes, holes of sparse files, locks that die with their process, peers of unix sockets.
  * Called through koffi (docs/decisions/0002-native-calls.md). Linux only; paths are raw bytes, since names need not be UTF-8.
  */
 import koffi from 'koffi'
@@ -13,6 +13,7 @@ const lseek = libc.func('int64_t lseek(int fd, int64_t offset, int whence)')
 const flock = libc.func('int flock(int fd, int operation)')
 const madvise = libc.func('int madvise(uintptr_t start, size_t length, int advice)')
 const fallocate = libc.func('int fallocate(int fd, int mode, int64_t offset, int64_t length)')
+const getsockopt = libc.func('int getsockopt(int fd, int level, int name, _Out_ void *value, _Inout_ uint32_t *length)')
 
 const SEEK_DATA = 3
 const SEEK_HOLE = 4
@@ -23,6 +24,12 @@ const LOCK_EX = 2
 const LOCK_NB = 4
 const FALLOC_FL_KEEP_SIZE = 1
 const FALLOC_FL_PUNCH_HOLE = 2
+const SOL_SOCKET = 1
+const SO_PEERCRED = 17
+/** struct ucred: process, user, group, 32 bits each. */
+const UCRED_BYTES = 12
+/** (uid_t) -1 */
+const UID_UNKNOWN = 0xffff_ffff
 const { ENXIO, EWOULDBLOCK, EOPNOTSUPP, ENODATA, ERANGE } = koffi.os.errno
 
 /** XATTR_LIST_MAX and XATTR_SIZE_MAX of Linux, bytes. */
@@ -141,4 +148,12 @@ export function allocate(fd: number, offset: number, length: number): boolean {
   if (fallocate(fd, FALLOC_FL_KEEP_SIZE, offset, length) === 0) return true
   if (koffi.errno() === EOPNOTSUPP) return false
   throw failed('fallocate', `file descriptor ${fd}`)
+}
+
+/** User of the process that connected to a unix socket, as it was then; undefined if the descriptor is of no such socket. */
+export function peerUid(fd: number): number | undefined {
+  const credentials = Buffer.alloc(UCRED_BYTES)
+  if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, credentials, [UCRED_BYTES]) !== 0) return undefined
+  const uid = credentials.readUInt32LE(4)
+  return uid === UID_UNKNOWN ? undefined : uid
 }

@@ -7,6 +7,8 @@ import { spawnSync } from 'node:child_process'
 import { readFileSync } from 'node:fs'
 import path from 'node:path'
 import test from 'node:test'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { Certificates } from '../blockserver/nbd/certificates.ts'
 import { LoopPartition } from '../composer/compose/raw-disk.ts'
 import { varve } from '../varve-command.ts'
 import { DeskHome } from './desk-home.ts'
@@ -128,4 +130,55 @@ test('of two servers of one home only one serves a CVD at a time; the other says
   assert.equal(await first.stop(), 0)
   assertHolds(there, offset, 0x44)
   assert.equal(await second.stop(), 0)
+})
+
+test('what was written to a CVD is shown as varve:dirty, until a snapshot of it is settled', async () => {
+  using home = new DeskHome()
+  const offset = freeOffset(home)
+  const dirty = () => {
+    const { status, stdout, stderr } = command('nbdinfo', '--json', '--map=varve:dirty', home.uri('desk'))
+    assert.equal(status, 0, stderr)
+    return JSON.parse(stdout).filter(({ type }: any) => type === 1).map((run: any) => [run.offset, run.length])
+  }
+  await using server = await home.serve()
+  assert.deepEqual(dirty(), [])
+  write(home.uri('desk'), offset, 0x11)
+  assert.deepEqual(dirty(), [[offset, WRITE_BYTES]])
+  {
+    await using client = await QemuIo.open('-f', 'raw', home.uri('desk'))
+    varve(home.path, ['snapshot', 'create', 'desk', 'one'])
+    await client.type(`write -P 0x22 ${offset + 2 * WRITE_BYTES} 4096`)
+    await client.type('flush')
+    const both = [[offset, WRITE_BYTES], [offset + 2 * WRITE_BYTES, 4096]]
+    // The snapshot is settled in the background: then it is part of what is below.
+    for (let runs = dirty(); runs.length > 1; runs = dirty()) {
+      assert.deepEqual(runs, both)
+      await sleep(50)
+    }
+    assert.deepEqual(dirty(), both.slice(1))
+  }
+  assert.equal(await server.stop(), 0)
+})
+
+test('varve serve speaks TLS with the files that it is told, and with nobody else', async () => {
+  using home = new DeskHome()
+  const certificates = await Certificates.make(home.scratch.join('certificates'))
+  const socket = home.socket()
+  const server = ['--tls-cert', certificates.file('server', 'cert'), '--tls-key', certificates.file('server', 'key')]
+  const withCertificate = (client: 'desk' | 'anonymous') => `nbds+unix:///?socket=${socket}&tls-certificates=${certificates.clientDirectory(client)}`
+  const withKey = (which: 'keys' | 'wrong') => `nbds+unix://alice@/?socket=${socket}&tls-psk-file=${certificates.pskFile(which)}`
+  const statuses = (...uris: string[]) => uris.map((uri) => command('nbdinfo', '--size', uri).status)
+  {
+    await using _server = await home.serve(`unix:${socket}`, ['--tls', 'required', ...server, '--tls-ca', certificates.file('authority', 'cert'), '--tls-verify-peer', '--default-export', 'desk'])
+    assert.deepEqual(statuses(withCertificate('desk'), withCertificate('anonymous'), home.uri('desk')), [0, 1, 1])
+  }
+  {
+    await using _server = await home.serve(`unix:${socket}`, ['--tls', 'optional', ...server, '--tls-psk', certificates.pskFile('keys'), '--default-export', 'desk@missing'])
+    // The default export is what it was said to be.
+    assert.deepEqual(statuses(home.uri('desk'), home.uri('')), [0, 1])
+    assert.deepEqual(statuses(withKey('keys').replace('/?', '/desk?'), withKey('wrong').replace('/?', '/desk?'), withCertificate('anonymous').replace('/?', '/desk?')), [0, 1, 0])
+  }
+  for (const options of [['--tls', 'required'], ['--tls', 'required', '--tls-cert', '/missing', '--tls-key', '/missing']]) {
+    assert.equal(varve(home.path, ['serve', '--nbd', `unix:${socket}`, ...options], { expect: 1 }).json.error.code, 'CREDENTIALS_INVALID')
+  }
 })

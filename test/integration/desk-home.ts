@@ -29,9 +29,9 @@ export class DeskHome implements Disposable {
     return `nbd+unix:///${encodeURIComponent(disk)}?socket=${socket}`
   }
 
-  /** @param address as for `varve serve --nbd` */
-  serve(address = `unix:${this.socket()}`): Promise<VarveServer> {
-    return VarveServer.start(this.path, address)
+  /** @param address as for `varve serve --nbd` @param options of `varve serve` besides */
+  serve(address = `unix:${this.socket()}`, options: readonly string[] = []): Promise<VarveServer> {
+    return VarveServer.start(this.path, address, options)
   }
 
   [Symbol.dispose](): void {

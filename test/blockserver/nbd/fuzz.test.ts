@@ -4,14 +4,21 @@
  */
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
+import { mkdtempSync, rmSync } from 'node:fs'
 import net from 'node:net'
+import { tmpdir } from 'node:os'
 import path from 'node:path'
+import { Duplex, PassThrough } from 'node:stream'
 import test from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
+import tls from 'node:tls'
 import { VarveError } from '@varve/images/errors.ts'
 import { NbdClient, NbdRequestError } from '@varve/blockserver/nbd/client.ts'
+import { TlsCredentials } from '@varve/blockserver/nbd/tls-credentials.ts'
 import { Random, testSeed } from '../../random.ts'
-import { attack, hostileSession } from './hostile-peer.ts'
+import { Certificates } from './certificates.ts'
+import { attack, CONTEXT, hostileSession, mutated } from './hostile-peer.ts'
+import { option, RawPeer } from './raw-peer.ts'
 import { serve } from './serving.ts'
 import { TestDisk } from './test-disk.ts'
 
@@ -28,7 +35,7 @@ test('hostile peers neither stop the server nor its honest clients, and memory s
     fault: () => { if (random.chance(0.02)) throw new Error('broken on purpose') },
   })
   const honest = new TestDisk(4 * MiB)
-  await using serving = await serve({ victim, honest })
+  await using serving = await serve({ victim, honest }, { contexts: [{ name: CONTEXT, extents: (_offset, length) => [{ length, flags: 1 }] }] })
   const socketPath = serving.unix.slice('unix:'.length)
   const client = await NbdClient.connect(serving.unix, { exportName: 'honest' })
   let framesLeft = FRAMES
@@ -71,7 +78,7 @@ test('a server that lies to our client gets an error from it, never a crash or w
   const random = new Random(seed)
   const disk = new TestDisk(MiB)
   await disk.write(Buffer.alloc(100_000, 1), 50_000)
-  await using serving = await serve({ disk })
+  await using serving = await serve({ disk }, { contexts: [{ name: CONTEXT, extents: (_offset, length) => [{ length, flags: 1 }] }] })
   const proxyPath = path.join(serving.directory, 'proxy')
   // Forwards to the real server; what comes back is damaged at one place and cut at another.
   const proxy = net.createServer((socket) => {
@@ -97,9 +104,9 @@ test('a server that lies to our client gets an error from it, never a crash or w
     throw new Error(`seed ${seed}`, { cause: error })
   }
   const talk = async () => {
-    const client = await NbdClient.connect(`unix:${proxyPath}`, { exportName: 'disk', structured: random.chance(0.7), connectMsMax: 50 })
+    const client = await NbdClient.connect(`unix:${proxyPath}`, { exportName: 'disk', framing: random.pick(['simple', 'structured', 'extended'] as const), contexts: ['base:allocation', CONTEXT], connectMsMax: 50 })
     const timer = setTimeout(() => client.destroy(), 50)
-    const requests = [client.read(0, 1000), client.read(40_000, 150_000), client.allocation ? client.blockStatus(0, MiB) : client.flush(), client.write(Buffer.alloc(10), 5), client.read(MiB, 1)]
+    const requests = [client.read(0, 1000), client.read(40_000, 150_000), client.contexts.length > 0 ? client.blockStatus(0, MiB, { contexts: random.pick([[CONTEXT], client.contexts]), one: random.chance(0.5) }) : client.flush(), client.write(Buffer.alloc(10), 5), client.read(MiB, 1)]
     const results = await Promise.allSettled(requests)
     clearTimeout(timer)
     for (const result of results) if (result.status === 'rejected') fine(result.reason)
@@ -111,3 +118,39 @@ test('a server that lies to our client gets an error from it, never a crash or w
   }))
   proxy.close()
 })
+
+test('hostile bytes behind STARTTLS end in a closed connection, and honest clients go on', async () => {
+  const seed = testSeed()
+  const random = new Random(seed)
+  const directory = mkdtempSync(path.join(tmpdir(), 'varve-fuzz-'))
+  const certificates = await Certificates.make(directory)
+  const credentials = TlsCredentials.open({
+    certificateFile: certificates.file('server', 'cert'), keyFile: certificates.file('server', 'key'), caFile: certificates.file('authority', 'cert'), pskFile: certificates.pskFile('keys'),
+  })
+  await using serving = await serve({ victim: new TestDisk(MiB) }, { tls: { mode: 'optional', credentials }, limits: { handshakeMsMax: 5000 } })
+  const hello = await clientHello(certificates.psk('keys', 'alice'))
+  await using client = await NbdClient.connect(serving.unix, { tls: { psk: certificates.psk('keys', 'bob') } })
+  for (let round = 0; round < 300; round++) {
+    using peer = await RawPeer.greeted(serving.unix)
+    peer.send(option(5))
+    await peer.replies()
+    peer.send(random.chance(0.7) ? mutated(random, hello) : random.bytes(random.below(3000)), random.bytes(random.below(100)))
+    if (random.chance(0.5)) peer.socket.end()
+    await Promise.race([peer.end(), sleep(20)])
+    if (round % 20 === 0) assert.equal((await client.read(0, 1000)).length, 1000, `seed ${seed}`)
+  }
+  while ((await serving.server.metrics()).connectionsOpen > 1) await sleep(5)
+  assert.ok((await serving.server.metrics()).handshakesFailed >= 300, `seed ${seed}`)
+  rmSync(directory, { recursive: true, force: true })
+})
+
+/** The first bytes of a client that has a shared key. */
+async function clientHello({ user, key }: { user: string; key: Buffer }): Promise<Buffer> {
+  const near = new PassThrough()
+  const far = new PassThrough()
+  const secured = tls.connect({ socket: Duplex.from({ readable: far, writable: near }), ciphers: 'TLS_AES_128_GCM_SHA256', pskCallback: () => ({ psk: key, identity: user }), checkServerIdentity: () => undefined })
+  secured.on('error', () => undefined)
+  const [bytes] = await once(near, 'data') as [Buffer]
+  secured.destroy()
+  return bytes
+}

@@ -3,6 +3,7 @@
  */
 import assert from 'node:assert/strict'
 import test from 'node:test'
+import type { MetaContext } from '@varve/blockserver/nbd/export.ts'
 import { RawPeer, counted, go, metaContext, option, request, uint16, uint32 } from './raw-peer.ts'
 import { type Serving, serve } from './serving.ts'
 import { TestDisk } from './test-disk.ts'
@@ -12,6 +13,7 @@ const ACK = 1
 const ERR_UNSUP = 0x8000_0001
 const ERR_INVALID = 0x8000_0003
 const ERR_UNKNOWN = 0x8000_0006
+const ERR_BLOCK_SIZE_REQD = 0x8000_0008
 const ERR_TOO_BIG = 0x8000_0009
 const READ_WRITE_FLAGS = 0b1101_0110_1101
 
@@ -69,8 +71,8 @@ test('LIST names all exports; data with it is invalid', () => served(async (_, p
   assert.deepEqual(await types(peer, option(3, Buffer.from('x'))), [ERR_INVALID])
 }))
 
-test('unknown options and STARTTLS are unsupported, whatever their data', () => served(async (_, peer) => {
-  for (const type of [0, 4, 5, 11, 12, 0x7fff_ffff, 0xffff_ffff]) assert.deepEqual(await types(peer, option(type, Buffer.alloc(type % 1000))), [ERR_UNSUP], `option ${type}`)
+test('unknown options are unsupported, whatever their data', () => served(async (_, peer) => {
+  for (const type of [0, 4, 12, 0x7fff_ffff, 0xffff_ffff]) assert.deepEqual(await types(peer, option(type, Buffer.alloc(type % 1000))), [ERR_UNSUP], `option ${type}`)
   assert.deepEqual(await types(peer, option(3)), [2, 2, ACK])
 }))
 
@@ -226,3 +228,71 @@ test('requests cut anywhere across reads are put together', () => served(async (
     assert.equal((await peer.read(16 + 16 + 50)).toString('utf8', 32), 'a'.repeat(50))
   }
 }))
+
+test('an export of blocks is served to who asks for their size, and to nobody else', async () => {
+  await using serving = await serve({ disk: new TestDisk(MiB) }, { minimumBlockBytes: 4096, contexts: [{ name: 'x-test:all', extents: (_offset, length) => [{ length, flags: 1 }] }] })
+  using peer = await RawPeer.greeted(serving.unix)
+  for (const type of [6, 7]) {
+    peer.send(go('disk', [1, 2], type))
+    const replies = await peer.replies()
+    assert.deepEqual(replies.map((reply) => reply.type), [3, ERR_BLOCK_SIZE_REQD])
+    assert.deepEqual(replies[0].data, Buffer.concat([uint16(3), uint32(4096), uint32(4096), uint32(32 * MiB)]))
+  }
+  assert.deepEqual(await types(peer, option(8)), [ACK])
+  assert.deepEqual(await types(peer, metaContext(10, 'disk', ['x-test:all'])), [4, ACK])
+  assert.deepEqual(await types(peer, go('disk', [3])), [3, 3, ACK])
+  for (const type of [0, 4, 5, 6, 7]) {
+    for (const [offset, length] of [[512n, 4096], [0n, 512], [4095n, 4097]] as const) {
+      peer.send(request({ type, offset, length }))
+      const header = await peer.read(20)
+      assert.equal(header.readUInt16BE(6), 0x8001, `command ${type}`)
+      assert.equal((await peer.read(header.readUInt32BE(16))).readUInt32BE(), 22)
+    }
+  }
+  peer.send(request({ type: 1, offset: 1n, length: 5 }), Buffer.alloc(5), request({ type: 1, offset: 8192n, length: 4096 }), Buffer.alloc(4096))
+  const refused = await peer.read(20)
+  assert.equal((await peer.read(refused.readUInt32BE(16))).readUInt32BE(), 22)
+  assert.equal((await peer.read(16)).readUInt32BE(4), 0)
+  using old = await RawPeer.greeted(serving.unix)
+  old.send(option(1, Buffer.from('disk')))
+  assert.equal((await old.end()).length, 0)
+})
+
+test('contexts of an export are listed by name and by namespace, and each has an id of its own', async () => {
+  const context = (name: string): MetaContext => ({ name, extents: (_offset, length) => [{ length, flags: 0 }] })
+  await using serving = await serve({ disk: new TestDisk(MiB), second: new TestDisk(MiB) }, { contexts: [context('varve:dirty'), context('varve:resident'), context('x-a:b:c')] })
+  using peer = await RawPeer.greeted(serving.unix)
+  assert.deepEqual(await types(peer, option(8)), [ACK])
+  const named = async (type: number, queries: string[], name = 'disk') => {
+    peer.send(metaContext(type, name, queries))
+    return (await peer.replies()).slice(0, -1).map(({ data }) => [data.readUInt32BE(), data.toString('utf8', 4)])
+  }
+  assert.deepEqual(await named(9, []), [[0, 'base:allocation'], [0, 'varve:dirty'], [0, 'varve:resident'], [0, 'x-a:b:c']])
+  assert.deepEqual(await named(9, ['varve:']), [[0, 'varve:dirty'], [0, 'varve:resident']])
+  assert.deepEqual(await named(9, ['x-a:', 'varve:dirty', 'varve:d', 'x-a:b']), [[0, 'varve:dirty'], [0, 'x-a:b:c']])
+  assert.deepEqual(await named(10, ['varve:', 'x-a:b', 'base:']), [])
+  assert.deepEqual(await named(10, ['x-a:b:c', 'base:allocation', 'varve:resident']), [[1, 'base:allocation'], [3, 'varve:resident'], [4, 'x-a:b:c']])
+  // An export that is asked about in between is closed again, and what was selected stays.
+  assert.deepEqual(await types(peer, go('second', [], 6)), [3, ACK])
+  assert.deepEqual(await types(peer, go('disk')), [3, ACK])
+  peer.send(request({ type: 7, length: 512 }))
+  for (const [id, flags] of [[1, 0], [3, 0], [4, 1]]) {
+    const header = await peer.read(20)
+    assert.deepEqual([header.readUInt16BE(4), header.readUInt16BE(6)], [flags, 5])
+    assert.equal((await peer.read(header.readUInt32BE(16))).readUInt32BE(), id)
+  }
+})
+
+test('a structured read that the device fails is answered by an error with its offset', async () => {
+  await using serving = await serve({ disk: new TestDisk(MiB, { fault: () => { throw new Error('broken on purpose') } }) })
+  using peer = await RawPeer.greeted(serving.unix)
+  for (const bytes of [option(8), go('disk')]) {
+    peer.send(bytes)
+    await peer.replies()
+  }
+  peer.send(request({ type: 0, offset: 4096n, length: 512 }))
+  const header = await peer.read(20)
+  assert.deepEqual([header.readUInt16BE(4), header.readUInt16BE(6)], [1, 0x8002])
+  const payload = await peer.read(header.readUInt32BE(16))
+  assert.deepEqual([payload.readUInt32BE(), payload.readBigUInt64BE(payload.length - 8)], [5, 4096n])
+})

@@ -4,9 +4,11 @@
 import net from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Random } from '../../random.ts'
-import { counted, go, metaContext, option, request, uint32 } from './raw-peer.ts'
+import { counted, extendedRequest, go, metaContext, option, request, uint32, uint64 } from './raw-peer.ts'
 
 const MiB = 1024 * 1024
+/** A meta context that a test's export may have, and others do not. */
+export const CONTEXT = 'x-test:all'
 
 function someName(random: Random, victim: string): Buffer {
   return random.chance(0.7) ? Buffer.from(random.pick([victim, '', 'missing'])) : random.bytes(random.pick([1, 40, 4096, 4097, 60_000]))
@@ -15,28 +17,40 @@ function someName(random: Random, victim: string): Buffer {
 function someOption(random: Random, victim: string): Buffer {
   switch (random.below(9)) {
     case 0: return option(3)
-    case 1: return option(8)
+    case 1: return option(random.pick([8, 11]))
     case 2: return go(someName(random, victim), [0, 1, 2, 3], 6)
-    case 3: return metaContext(10, victim, ['base:allocation'])
+    case 3: return metaContext(10, victim, random.pick([['base:allocation'], ['base:allocation', CONTEXT], ['x-test:']]))
     case 4: return metaContext(9, random.pick([victim, 'missing']), random.pick([[], ['base:'], ['x'], Array.from({ length: 130 }, () => 'a:b')]))
     case 5: return option(random.uint32(), random.bytes(random.below(300)))
-    case 6: return option(random.pick([1, 3, 5, 6, 7, 8, 9, 10]), random.bytes(random.below(2000)))
+    case 6: return option(random.pick([1, 3, 5, 6, 7, 8, 9, 10, 11]), random.bytes(random.below(2000)))
     case 7: return option(random.pick([6, 7, 9, 10]), Buffer.concat([counted(someName(random, victim)), uint32(random.uint32())]))
     default: return Buffer.concat([Buffer.from('IHAVEOPT'), uint32(random.below(13)), uint32(random.pick([0, 1, 65_536, 65_537, 0x7fff_ffff, 0xffff_ffff]))])
   }
 }
 
-function someRequest(random: Random): Buffer[] {
+function someRequest(random: Random, extended: boolean): Buffer[] {
   const length = random.chance(0.9) ? random.pick([0, 1, 511, 4096, 65_536, random.below(100_000)]) : random.pick([1_000_000, 4_000_000, 32 * MiB, 33 * MiB, 0xffff_ffff])
   const type = random.chance(0.95) ? random.pick([0, 0, 1, 1, 3, 4, 5, 6, 7]) : random.below(65_536)
   const offset = random.chance(0.9) ? BigInt(random.below(5 * MiB)) : BigInt(random.uint32()) << BigInt(random.below(33))
   const flags = random.chance(0.7) ? 0 : random.chance(0.8) ? random.below(32) : random.below(65_536)
+  if (extended) return someExtendedRequest(random, { type, offset, flags, length })
   const header = request({ type, flags, offset, length, cookie: BigInt(random.uint32()) })
   // Most payloads are there; some are short, so that what follows is taken for payload.
   return type === 1 ? [header, Buffer.alloc(random.chance(0.98) ? Math.min(length, 200_000) : random.below(1000), random.below(256))] : [header]
 }
 
-function mutated(random: Random, bytes: Buffer): Buffer {
+function someExtendedRequest(random: Random, { type, offset, flags, length }: { type: number; offset: bigint; flags: number; length: number }): Buffer[] {
+  const cookie = BigInt(random.uint32())
+  if (type === 7 && random.chance(0.5)) {
+    const payload = random.chance(0.7) ? Buffer.concat([uint64(BigInt(length)), ...Array.from({ length: random.below(4) }, () => uint32(random.below(4)))]) : random.bytes(random.below(100))
+    return [extendedRequest({ type, flags: flags | 32, offset, length: BigInt(payload.length), cookie }), payload]
+  }
+  const withPayload = random.chance(type === 1 ? 0.95 : 0.02)
+  const header = extendedRequest({ type, flags: withPayload ? flags | 32 : flags, offset, length: withPayload || random.chance(0.9) ? BigInt(length) : BigInt(length) << 30n, cookie })
+  return withPayload || type === 1 ? [header, Buffer.alloc(random.chance(0.98) ? Math.min(length, 200_000) : random.below(1000), random.below(256))] : [header]
+}
+
+export function mutated(random: Random, bytes: Buffer): Buffer {
   const copy = Buffer.from(bytes)
   for (let count = random.between(1, 3); count > 0 && copy.length > 0; count--) copy[random.below(Math.min(copy.length, 64))] ^= 1 << random.below(8)
   return random.chance(0.2) ? copy.subarray(0, random.below(copy.length + 1)) : copy
@@ -46,10 +60,11 @@ function mutated(random: Random, bytes: Buffer): Buffer {
 export function hostileSession(random: Random, victim: string): Buffer[] {
   const frames: Buffer[] = [random.chance(0.95) ? uint32(random.below(4)) : random.bytes(random.below(8))]
   // Most of them behave until they are in.
-  if (random.chance(0.75)) frames.push(option(8), metaContext(10, victim, ['base:allocation']))
+  const extended = random.chance(0.5)
+  if (random.chance(0.75)) frames.push(option(extended ? 11 : 8), metaContext(10, victim, ['base:allocation', CONTEXT]))
   else for (let count = random.below(8); count > 0; count--) frames.push(someOption(random, victim))
-  if (random.chance(0.9)) frames.push(random.chance(0.5) ? go(victim) : option(1, Buffer.from(victim)))
-  for (let count = random.below(40); count > 0; count--) frames.push(...someRequest(random))
+  if (random.chance(0.9)) frames.push(random.chance(0.5) || extended ? go(victim) : option(1, Buffer.from(victim)))
+  for (let count = random.below(40); count > 0; count--) frames.push(...someRequest(random, extended))
   const mutations = random.chance(0.6) ? 0 : 0.05
   return frames.map((frame) => random.chance(mutations) ? mutated(random, frame) : frame)
 }

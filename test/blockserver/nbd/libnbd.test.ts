@@ -180,6 +180,50 @@ h.shutdown()
 `)
 })
 
+test('libnbd: several contexts are selected and answered together', async () => {
+  const disk = new TestDisk(4 * MiB)
+  await disk.write(Buffer.alloc(4096, 7), MiB)
+  await using serving = await serve({ disk }, { contexts: [{ name: 'varve:dirty', extents: (offset, length) => [{ length: Math.min(length, 2 * MiB), flags: offset === 0 ? 1 : 0 }] }] })
+  await python(`
+h = nbd.NBD()
+h.set_opt_mode(True)
+h.connect_uri('${serving.uri('disk')}')
+names = []
+h.add_meta_context('varve:')
+h.opt_list_meta_context(lambda name: names.append(name))
+assert names == ['varve:dirty'], names
+h.clear_meta_contexts()
+for name in ['base:allocation', 'varve:dirty', 'varve:other']: h.add_meta_context(name)
+h.opt_go()
+assert h.can_meta_context('varve:dirty') and h.can_meta_context('base:allocation') and not h.can_meta_context('varve:other')
+found = {}
+def extent(context, at, entries, error): found[context] = (at, list(entries))
+h.block_status(4 << 20, 0, extent)
+assert found == {'base:allocation': (0, [1 << 20, 3, 4096, 0, (3 << 20) - 4096, 3]), 'varve:dirty': (0, [2 << 20, 1])}, found
+h.block_status(1 << 20, 2 << 20, extent, nbd.CMD_FLAG_REQ_ONE)
+assert found == {'base:allocation': (2 << 20, [1 << 20, 3]), 'varve:dirty': (2 << 20, [1 << 20, 0])}, found
+h.shutdown()
+`)
+  const { stdout } = await run('nbdinfo', ['--json', '--map=varve:dirty', serving.uri('disk')])
+  assert.deepEqual((JSON.parse(stdout) as { offset: number; length: number; type: number }[]).map(({ offset, length, type }) => [offset, length, type]), [[0, 2 * MiB, 1], [2 * MiB, 2 * MiB, 0]])
+})
+
+test('libnbd: an export of blocks tells their size, and odd requests are EINVAL', async () => {
+  await using serving = await serve({ disk: new TestDisk(MiB) }, { minimumBlockBytes: 4096 })
+  await python(`
+h = connect('${serving.uri('disk')}')
+assert h.get_block_size(nbd.SIZE_MINIMUM) == 4096
+fails(errno.EINVAL, h.pread, 512, 0)
+fails(errno.EINVAL, h.pwrite, bytes(4096), 512)
+fails(errno.EINVAL, h.zero, 4097, 0)
+h.pwrite(b'x' * 4096, 8192)
+assert h.pread(8192, 8192) == b'x' * 4096 + bytes(4096)
+h.shutdown()
+`)
+  await run('qemu-io', ['-f', 'raw', '-c', 'write -P 7 512 1024', '-c', 'read -P 7 512 1024', serving.uri('disk')])
+  assert.equal((await serving.server.metrics()).errors, 3)
+})
+
 test('libnbd: options are answered one by one before GO', async () => {
   await using serving = await serve({ first: new TestDisk(MiB), second: new TestDisk(2 * MiB, { readOnly: true }) })
   await python(`

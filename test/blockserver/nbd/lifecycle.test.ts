@@ -132,7 +132,7 @@ test('zeroes come as holes, and block status and client agree', async () => {
   await client.write(Buffer.alloc(4096, 9), MiB)
   assert.deepEqual(await client.read(0, 4 * MiB), disk.bytes)
   assert.deepEqual(await client.read(MiB - 1, 100_000, { whole: true }), disk.bytes.subarray(MiB - 1, MiB - 1 + 100_000))
-  assert.deepEqual(await client.blockStatus(0, 4 * MiB), [
+  assert.deepEqual(await client.allocation(0, 4 * MiB), [
     { length: MiB, flags: NBD_STATE_HOLE | NBD_STATE_ZERO }, { length: 4096, flags: 0 }, { length: 3 * MiB - 4096, flags: NBD_STATE_HOLE | NBD_STATE_ZERO },
   ])
 })
@@ -180,7 +180,7 @@ test('closing answers what is in flight, refuses what comes after, and then hang
   const write = client.write(Buffer.alloc(1000, 5), 0)
   while (disk.running === 0) await sleep(1)
   const closed = serving.server.close({ drainMs: 20_000 })
-  await assert.rejects(idle.read(0, 1).then(() => idle.read(0, 1)), (error) => isVarveError(error, 'PROTOCOL_INVALID') || refuses(NBD_ESHUTDOWN)(error))
+  await assert.rejects(idle.read(0, 1).then(() => idle.read(0, 1)), (error) => isVarveError(error, 'CONNECTION_LOST') || refuses(NBD_ESHUTDOWN)(error))
   await assert.rejects(client.read(0, 10), refuses(NBD_ESHUTDOWN))
   await assert.rejects(NbdClient.connect(serving.tcp), { code: 'ECONNREFUSED' })
   gate.resolve()
@@ -188,7 +188,7 @@ test('closing answers what is in flight, refuses what comes after, and then hang
   await closed
   assert.equal(disk.durable[999], 5)
   assert.equal(disk.closes, 1)
-  await assert.rejects(client.read(0, 1), (error) => isVarveError(error, 'PROTOCOL_INVALID'))
+  await assert.rejects(client.read(0, 1), (error) => isVarveError(error, 'CONNECTION_LOST'))
   assert.equal((await serving.server.metrics()).connectionsOpen, 0)
   await serving.close()
 })
@@ -198,7 +198,7 @@ test('closing cuts a connection whose device or peer does not move, when its tim
   const disk = new TestDisk(MiB, { delay: () => gate.promise })
   const serving = await serve({ disk })
   const client = await NbdClient.connect(serving.unix)
-  const read = assert.rejects(client.read(0, 10), (error) => isVarveError(error, 'PROTOCOL_INVALID'))
+  const read = assert.rejects(client.read(0, 10), (error) => isVarveError(error, 'CONNECTION_LOST'))
   while (disk.running === 0) await sleep(1)
   const closed = serving.server.close({ drainMs: 50 })
   await read
@@ -267,7 +267,7 @@ test('a client that hoards shared memory and does not move is cut when another o
   await using serving = await serve({ disk }, { limits: { sharedBytesMax: 32 * MiB, stalledMsMax: 200 } })
   // Two writes that never arrive hold all that is shared.
   const hoarders = await Promise.all([0, 1].map(async () => {
-    const client = await NbdClient.connect(serving.unix, { structured: false })
+    const client = await NbdClient.connect(serving.unix, { framing: 'simple' })
     void client.read(0, 1)
     return client
   }))

@@ -2,9 +2,10 @@
  * A peer that sends whatever bytes a test wants, well-formed or not.
  */
 import net from 'node:net'
+import tls from 'node:tls'
 
 export class RawPeer implements Disposable {
-  readonly socket: net.Socket
+  socket: net.Socket
   #waiting: Buffer = Buffer.alloc(0)
   #wake: (() => void) | undefined
   closed = false
@@ -12,6 +13,10 @@ export class RawPeer implements Disposable {
   /** @param address `unix:PATH` */
   constructor(address: string) {
     this.socket = net.connect({ path: address.slice('unix:'.length), allowHalfOpen: true })
+    this.#listen()
+  }
+
+  #listen(): void {
     this.socket.on('data', (bytes) => {
       this.#waiting = Buffer.concat([this.#waiting, bytes])
       this.#wake?.()
@@ -23,6 +28,21 @@ export class RawPeer implements Disposable {
     }
     this.socket.once('end', ended)
     this.socket.once('close', ended)
+  }
+
+  /** Goes on by TLS, as node:tls does it with these options. @throws what keeps TLS from being agreed on */
+  async startTls(options: tls.ConnectionOptions): Promise<tls.TLSSocket> {
+    this.socket.removeAllListeners('data').removeAllListeners('end').removeAllListeners('close')
+    const secured = tls.connect({ socket: this.socket, host: 'localhost', servername: 'localhost', ...options })
+    await new Promise<void>((resolve, reject) => {
+      secured.once('error', reject)
+      secured.once('close', () => reject(new Error('closed within the TLS handshake')))
+      secured.once('secureConnect', resolve)
+    })
+    secured.removeAllListeners('error').removeAllListeners('close')
+    this.socket = secured
+    this.#listen()
+    return secured
   }
 
   /** A peer that has been greeted and has sent its flags: FIXED_NEWSTYLE and NO_ZEROES unless given. */
@@ -99,6 +119,12 @@ export function metaContext(type: number, name: string, queries: string[]): Buff
   return option(type, Buffer.concat([counted(name), uint32(queries.length), ...queries.map(counted)]))
 }
 
+export function uint64(value: bigint): Buffer {
+  const bytes = Buffer.alloc(8)
+  bytes.writeBigUInt64BE(value)
+  return bytes
+}
+
 export interface RawRequest {
   type: number
   flags?: number
@@ -106,6 +132,11 @@ export interface RawRequest {
   offset?: bigint
   length?: number
   magic?: number
+}
+
+/** With an extended header. */
+export function extendedRequest({ type, flags = 0, cookie = 1n, offset = 0n, length = 0n, magic = 0x21e41c71 }: Omit<RawRequest, 'length'> & { length?: bigint }): Buffer {
+  return Buffer.concat([uint32(magic), uint16(flags), uint16(type), uint64(cookie), uint64(offset), uint64(length)])
 }
 
 export function request({ type, flags = 0, cookie = 1n, offset = 0n, length = 0, magic = 0x25609513 }: RawRequest): Buffer {

@@ -8,14 +8,16 @@ import path from 'node:path'
 import { type Logger } from 'pino'
 import { VarveError } from '@varve/images/errors.ts'
 import type { BlockDevice } from '@varve/images/device/block-device.ts'
-import { SharedExports } from '@varve/blockserver/nbd/export.ts'
+import { type ExportAbilities, SharedExports } from '@varve/blockserver/nbd/export.ts'
 import type { NbdLimits } from '@varve/blockserver/nbd/limits.ts'
+import type { PolicyOptions } from '@varve/blockserver/nbd/policy.ts'
 import { NbdServer } from '@varve/blockserver/nbd/server.ts'
 
-export interface ServeOptions {
+/** What all of the disks can. */
+export type Abilities = Omit<ExportAbilities, 'device'>
+
+export interface ServeOptions extends Abilities, PolicyOptions {
   limits?: Partial<NbdLimits>
-  /** True if the disks zero faster than they write. */
-  fastZeroes?: boolean
   /** Addresses besides one unix socket and one TCP port on 127.0.0.1. */
   addresses?: string[]
   log?: Logger
@@ -37,7 +39,8 @@ export interface Serving extends AsyncDisposable {
 export async function serve(disks: Record<string, BlockDevice>, options: ServeOptions = {}): Promise<Serving> {
   const directory = mkdtempSync(path.join(tmpdir(), 'varve-nbd-'))
   const socket = path.join(directory, 'nbd.sock')
-  const server = await NbdServer.listen([`unix:${socket}`, '127.0.0.1:0', ...options.addresses ?? []], { provider: exportsOf(disks, options), limits: options.limits, log: options.log })
+  const { limits, log, tls, access, defaultExport, addresses = [] } = options
+  const server = await NbdServer.listen([`unix:${socket}`, '127.0.0.1:0', ...addresses], { provider: exportsOf(disks, options), limits, log, tls, access, defaultExport })
   const [unix, tcp] = server.addresses
   const close = async () => {
     await server.close({ drainMs: 2000 })
@@ -47,7 +50,7 @@ export async function serve(disks: Record<string, BlockDevice>, options: ServeOp
   return { server, directory, unix, tcp, uri, close, [Symbol.asyncDispose]: close }
 }
 
-export function exportsOf(disks: Record<string, BlockDevice>, { fastZeroes }: { fastZeroes?: boolean } = {}): SharedExports {
+export function exportsOf(disks: Record<string, BlockDevice>, { fastZeroes, contexts, minimumBlockBytes }: Abilities = {}): SharedExports {
   const names = Object.keys(disks)
   return new SharedExports({
     list: async () => names.map((name) => ({ name, description: `the disk ${name}` })),
@@ -56,7 +59,7 @@ export function exportsOf(disks: Record<string, BlockDevice>, { fastZeroes }: { 
       if (!names.includes(name)) throw new VarveError('EXPORT_NOT_FOUND', `no export '${name}'`)
       return name
     },
-    open: async (name) => ({ name, description: `the disk ${name}`, device: disks[name], fastZeroes }),
+    open: async (name) => ({ name, description: `the disk ${name}`, device: disks[name], fastZeroes, contexts, minimumBlockBytes }),
   })
 }
 

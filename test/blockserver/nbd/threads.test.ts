@@ -10,8 +10,12 @@ import test from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { NbdClient } from '@varve/blockserver/nbd/client.ts'
 import type { NbdLimits } from '@varve/blockserver/nbd/limits.ts'
+import type { PolicyOptions } from '@varve/blockserver/nbd/policy.ts'
 import { NbdServer } from '@varve/blockserver/nbd/server.ts'
+import { TlsCredentials } from '@varve/blockserver/nbd/tls-credentials.ts'
+import { isVarveError } from '@varve/images/errors.ts'
 import { Random, testSeed } from '../../random.ts'
+import { Certificates } from './certificates.ts'
 import { RawPeer, go, metaContext, option, request } from './raw-peer.ts'
 import { run } from './serving.ts'
 
@@ -24,13 +28,13 @@ class Threads implements AsyncDisposable {
   readonly address = `unix:${this.directory}/nbd.sock`
   server!: NbdServer
 
-  static async start(limits: Partial<NbdLimits> = {}): Promise<Threads> {
+  static async start(limits: Partial<NbdLimits> = {}, policy: (directory: string) => Promise<PolicyOptions> = async () => ({})): Promise<Threads> {
     const started = new Threads()
     for (const name of ['disk', 'other', 'more']) {
       writeFileSync(path.join(started.directory, name), '')
       truncateSync(path.join(started.directory, name), 8 * MiB)
     }
-    started.server = await NbdServer.listen([started.address, '127.0.0.1:0'], { threads: THREADS, exports: { module: import.meta.resolve('./thread-exports.ts'), data: { directory: started.directory } }, limits })
+    started.server = await NbdServer.listen([started.address, '127.0.0.1:0'], { threads: THREADS, exports: { module: import.meta.resolve('./thread-exports.ts'), data: { directory: started.directory } }, limits, ...(await policy(started.directory)) })
     return started
   }
 
@@ -165,4 +169,70 @@ test('connections over the limit are refused, whichever thread has room', async 
   while ((await threads.server.metrics()).connectionsOpen === 4) await sleep(5)
   await (await threads.connect('read')).disconnect()
   await Promise.all(clients.slice(1).map((client) => client.disconnect()))
+})
+
+test(`clients with TLS reach a disk in whichever thread it is, as who they are (seed ${seed})`, async () => {
+  let certificates!: Certificates
+  await using threads = await Threads.start({}, async (directory) => {
+    certificates = await Certificates.make(path.join(directory, 'certificates'))
+    const credentials = TlsCredentials.open({
+      certificateFile: certificates.file('server', 'cert'), keyFile: certificates.file('server', 'key'), caFile: certificates.file('authority', 'cert'), pskFile: certificates.pskFile('keys'),
+    })
+    return { tls: { mode: 'required', credentials }, access: [{ identity: 'alice', allow: 'read-write' }, { identity: 'desk', export: 'disk', allow: 'read-only' }], defaultExport: 'disk' }
+  })
+  const alice = { psk: certificates.psk('keys', 'alice') }
+  const desk = { ca: certificates.read('authority', 'cert'), certificate: certificates.read('desk', 'cert'), key: certificates.read('desk', 'key') }
+  const random = new Random(seed)
+  // The first opens the disk in its thread; of the others some are there too, and some are not.
+  const clients = await Promise.all(Array.from({ length: 2 * THREADS }, () => NbdClient.connect(threads.address, { tls: alice })))
+  assert.equal(threads.opened.length, 1)
+  const content = Buffer.alloc(8 * MiB)
+  for (let round = 0; round < 100; round++) {
+    const bytes = random.bytes(random.pick([1, 4096, 100_000, 3 * MiB]))
+    const offset = random.below(8 * MiB - bytes.length)
+    await clients[random.below(clients.length)].write(bytes, offset)
+    bytes.copy(content, offset)
+    assert.ok((await clients[random.below(clients.length)].read(offset, bytes.length)).equals(bytes), `round ${round}, VARVE_TEST_SEED=${seed}`)
+  }
+  // Pipelined, so that both ways of every relay are full at once.
+  await Promise.all(clients.map(async (client) => {
+    const reads = await Promise.all(Array.from({ length: 16 }, (_, index) => client.read(index * MiB / 2, MiB / 2)))
+    assert.ok(Buffer.concat(reads).equals(content), `VARVE_TEST_SEED=${seed}`)
+  }))
+  for (let count = 0; count < THREADS; count++) {
+    await using reader = await NbdClient.connect(threads.address, { exportName: 'disk', tls: desk })
+    assert.equal(reader.readOnly, true)
+    await assert.rejects(NbdClient.connect(threads.address, { exportName: 'other', tls: desk }), (error) => isVarveError(error, 'EXPORT_NOT_FOUND'))
+  }
+  // A policy reaches all threads.
+  threads.server.configure({ access: [{ client: 'uid:0', allow: 'read-only' }] })
+  const plain = await Promise.all(Array.from({ length: THREADS }, () => NbdClient.connect(threads.address, { exportName: 'disk' })))
+  assert.ok(plain.every((client) => client.readOnly))
+  await Promise.all([...clients, ...plain].map((client) => client.disconnect()))
+  while ((await threads.server.metrics()).connectionsOpen > 0) await sleep(5)
+})
+
+test('a server that stops ends the relays of clients with TLS, those that do not read too', async () => {
+  let certificates!: Certificates
+  await using threads = await Threads.start({}, async (directory) => {
+    certificates = await Certificates.make(path.join(directory, 'certificates'))
+    return { tls: { mode: 'optional', credentials: TlsCredentials.open({ pskFile: certificates.pskFile('keys') }) } }
+  })
+  const clients = await Promise.all(Array.from({ length: 2 * THREADS }, () => NbdClient.connect(threads.address, { exportName: 'disk', tls: { psk: certificates.psk('keys', 'bob') } })))
+  const { user, key } = certificates.psk('keys', 'bob')
+  const stalled = await Promise.all(clients.map(async () => {
+    const peer = await RawPeer.greeted(threads.address)
+    peer.send(option(5))
+    await peer.replies()
+    await peer.startTls({ ca: [], ciphers: 'TLS_AES_128_GCM_SHA256:PSK', pskCallback: () => ({ psk: key, identity: user }), checkServerIdentity: () => undefined })
+    peer.send(go('disk'))
+    await peer.replies()
+    peer.socket.pause()
+    peer.send(...Array.from({ length: 20 }, () => request({ type: 0, length: 8 * MiB })))
+    return peer
+  }))
+  await Promise.all(clients.map((client) => client.read(0, 8 * MiB)))
+  await threads.server.close({ drainMs: 200 })
+  for (const client of clients) await assert.rejects(client.read(0, 1))
+  for (const peer of stalled) peer[Symbol.dispose]()
 })
