@@ -35,6 +35,7 @@ export const ERROR_CODES = [
   'OVERLAY_FAILED',
   'EXPORT_NOT_FOUND',
   'ADDRESS_INVALID',
+  'CONFIG_INVALID',
   'PROTOCOL_INVALID',
 ] as const
 

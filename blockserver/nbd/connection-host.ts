@@ -4,6 +4,7 @@
 import type { Logger } from 'pino'
 import { BusyLoop } from './busy-loop.ts'
 import { Connection, type ConnectionContext } from './connection.ts'
+import { watchEventLoopDelay } from '../event-loop-delay.ts'
 import type { ExportProvider } from './export.ts'
 import type { HandshakeState } from './handshake.ts'
 import type { NbdLimits } from './limits.ts'
@@ -35,7 +36,9 @@ export interface ConnectionHostOptions {
 export class ConnectionHost {
   readonly metrics = new NbdMetrics()
   readonly #options: ConnectionHostOptions
-  readonly #context: ConnectionContext
+  /** Replaced, never changed: a connection keeps that of its beginning. */
+  #context: ConnectionContext
+  readonly #delayWatch = watchEventLoopDelay(this.metrics.eventLoopDelay)
   readonly #connections = new Set<Connection>()
   #draining: Promise<void> | undefined
 
@@ -56,15 +59,19 @@ export class ConnectionHost {
   }
 
   take(arrival: Arrival): void {
-    this.metrics.connectionsOpen++
     const connection = new Connection(arrival, this.#context)
     this.#connections.add(connection)
     void connection.finished.then((move) => {
       this.#connections.delete(connection)
-      this.metrics.connectionsOpen--
       if (move === undefined) this.#options.ended(arrival.id)
       else this.#options.moved(move.arrival, move.thread)
     })
+  }
+
+  /** Limits of a connection are for connections that come, those of all together are in force at once. */
+  reconfigure(limits: NbdLimits): void {
+    this.#context = { ...this.#context, limits }
+    this.#context.budget.resize(limits.sharedBytesMax, limits.stalledMsMax)
   }
 
   /** Answers what is in flight, closes the connections and lets go of their exports. @param drainMs after which connections are cut */
@@ -84,5 +91,6 @@ export class ConnectionHost {
     await Promise.all(connections.map(({ finished }) => finished))
     clearTimeout(cut)
     this.#context.budget.close()
+    this.#delayWatch[Symbol.dispose]()
   }
 }

@@ -8,8 +8,8 @@ import { VarveError } from '@varve/images/errors.ts'
 import { type ListenAddress, formatAddress, listenOn, parseAddress } from '../listen-address.ts'
 import { type Arrival, ConnectionHost } from './connection-host.ts'
 import type { ExportProvider } from './export.ts'
-import { NBD_LIMITS, type NbdLimits } from './limits.ts'
-import type { NbdMetrics } from './metrics.ts'
+import { NBD_LIMIT_RANGES, NBD_LIMITS, type NbdLimits } from './limits.ts'
+import { type ServerSnapshot, serverSnapshot } from './metrics.ts'
 import { duplicate } from './socket-calls.ts'
 import type { ThreadExports } from './thread-messages.ts'
 import { ThreadPool } from './thread-pool.ts'
@@ -36,7 +36,7 @@ export class NbdServer implements AsyncDisposable {
   /** As bound: a port 0 is replaced by the one that was chosen. */
   readonly addresses: string[] = []
   readonly #servers: net.Server[] = []
-  readonly #limits: NbdLimits
+  #limits: NbdLimits
   readonly #log: Logger
   readonly #served: ConnectionHost | ThreadPool
   /** Connections that are open. */
@@ -63,9 +63,8 @@ export class NbdServer implements AsyncDisposable {
   }
 
   private constructor(options: NbdServerOptions) {
-    const { limits: given, log = pino({ level: 'silent' }) } = options
-    const limits = { ...NBD_LIMITS, ...given }
-    checkLimits(limits)
+    const { log = pino({ level: 'silent' }) } = options
+    const limits = completeLimits(options.limits)
     this.#limits = limits
     this.#log = log
     const ended = (id: number) => { this.#open.delete(id) }
@@ -74,13 +73,23 @@ export class NbdServer implements AsyncDisposable {
       this.#served = new ConnectionHost({ provider: options.provider, limits, log, ended, moved })
     } else {
       const { threads: count, exports, threadEnded } = options
-      this.#served = new ThreadPool({ count, exports, limits: { ...limits, sharedBytesMax: Math.max(limits.requestBytesMax, limits.sharedBytesMax / count) }, log, ended, threadEnded })
+      this.#served = new ThreadPool({ count, exports, limits, log, ended, threadEnded })
     }
   }
 
-  async metrics(): Promise<NbdMetrics> {
-    const metrics = this.#served instanceof ThreadPool ? await this.#served.metrics() : { ...this.#served.metrics }
-    return { ...metrics, connectionsAccepted: this.#accepted, connectionsRefused: this.#refused, connectionsOpen: this.#open.size }
+  /** Of all threads. */
+  async metrics(): Promise<ServerSnapshot> {
+    const metrics = this.#served instanceof ThreadPool ? await this.#served.metrics() : this.#served.metrics.snapshot()
+    return serverSnapshot(metrics, { connectionsAccepted: this.#accepted, connectionsRefused: this.#refused, connectionsOpen: this.#open.size })
+  }
+
+  /**
+   * Takes over the level of the log as it is now, and limits: those of one connection are for connections that come, the others are in force at once.
+   * @param limits what is not given is as in NBD_LIMITS
+   */
+  reconfigure(limits: Partial<NbdLimits>): void {
+    this.#limits = completeLimits(limits)
+    this.#served.reconfigure(this.#limits)
   }
 
   /** The threads, if there are any. */
@@ -141,9 +150,13 @@ function takeDescriptor(socket: net.Socket): number {
   return taken
 }
 
-function checkLimits(limits: NbdLimits): void {
-  const { requestBytesMax, sharedBytesMax, inFlightRequestsMax, connectionsMax } = limits
-  if (requestBytesMax < 1024 * 1024 || requestBytesMax % 65536 !== 0) throw new RangeError('requestBytesMax is a multiple of 64 KiB, at least 1 MiB')
-  if (sharedBytesMax < requestBytesMax) throw new RangeError('sharedBytesMax holds at least one request')
-  if (inFlightRequestsMax < 1 || connectionsMax < 1) throw new RangeError('at least one connection and one request')
+/** @throws RangeError if they are not within NBD_LIMIT_RANGES */
+function completeLimits(given: Partial<NbdLimits> = {}): NbdLimits {
+  const limits = { ...NBD_LIMITS, ...given }
+  for (const name of Object.keys(NBD_LIMIT_RANGES) as (keyof NbdLimits)[]) {
+    const { min, max, multipleOf = 1 } = NBD_LIMIT_RANGES[name]
+    if (!(limits[name] >= min && limits[name] <= max && limits[name] % multipleOf === 0)) throw new RangeError(`${name} is from ${min} to ${max}, a multiple of ${multipleOf}`)
+  }
+  if (limits.sharedBytesMax < limits.requestBytesMax) throw new RangeError('sharedBytesMax holds at least one request')
+  return limits
 }

@@ -3,7 +3,7 @@
  */
 import type { Arrival } from './connection-host.ts'
 import type { NbdLimits } from './limits.ts'
-import type { NbdMetrics } from './metrics.ts'
+import type { MetricsSnapshot } from './metrics.ts'
 
 /** Where a thread has its exports from. */
 export interface ThreadExports {
@@ -27,6 +27,7 @@ export type ToThread =
   /** Answer to `acquire`. */
   | { type: 'owner'; request: number; thread: number }
   | { type: 'metrics'; request: number }
+  | { type: 'reconfigure'; limits: NbdLimits; logLevel: string }
   | { type: 'drain'; drainMs: number }
 
 export type FromThread =
@@ -34,4 +35,4 @@ export type FromThread =
   | { type: 'moved'; arrival: Arrival; thread: number }
   | { type: 'acquire'; request: number; name: string }
   | { type: 'release'; name: string }
-  | { type: 'metrics'; request: number; metrics: NbdMetrics }
+  | { type: 'metrics'; request: number; metrics: MetricsSnapshot }

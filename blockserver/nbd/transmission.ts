@@ -4,6 +4,7 @@
  */
 import { setImmediate as nextTurn } from 'node:timers/promises'
 import type { ServedExport } from './export.ts'
+import { RequestRecorder } from './export-recorder.ts'
 import type { NbdLimits } from './limits.ts'
 import type { BudgetUser, MemoryBudget } from './memory-budget.ts'
 import { replyBlockStatus } from './meta-context.ts'
@@ -68,6 +69,7 @@ export class Transmission implements BudgetUser {
   readonly #place: ReplyPlace
   readonly #replies: ReplyQueue
   readonly #slabs: SlabPool
+  readonly #recorder: RequestRecorder
   /** The request that is being taken up. */
   readonly #cookie: Cookie = { cookieHigh: 0, cookieLow: 0 }
   /** A request header that arrived in parts, or has to wait. */
@@ -101,6 +103,7 @@ export class Transmission implements BudgetUser {
     this.#rules = { sizeBytes: device.sizeBytes, readOnly: device.readOnly, structured, allocation, requestBytesMax: limits.requestBytesMax }
     this.#replies = new ReplyQueue(slabs, transport, (requests) => this.#freed(requests))
     this.#slabs = slabs
+    this.#recorder = new RequestRecorder(options.metrics.acquire(served.name))
     this.#place = { device, slabs, replies: this.#replies }
   }
 
@@ -130,8 +133,9 @@ export class Transmission implements BudgetUser {
     write.filledBytes += count
     this.movedAtMs = performance.now()
     if (write.region.from + write.filledBytes < write.region.to) return
+    this.#recorder.begin(this.movedAtMs)
     this.#startWrite(write)
-    this.#replies.flush()
+    this.#flush()
     this.#endIfDone()
   }
 
@@ -173,8 +177,9 @@ export class Transmission implements BudgetUser {
 
   #run(bytes: Buffer): void {
     this.#parsing = true
+    this.#recorder.begin(performance.now())
     const at = this.#parse(bytes)
-    this.#replies.flush()
+    this.#flush()
     this.#parsing = false
     if (this.#disconnected || !this.#open) this.#held = undefined
     else if (at < bytes.length || this.#headBytes === REQUEST_HEADER_BYTES) {
@@ -220,7 +225,7 @@ export class Transmission implements BudgetUser {
       if (head === bytes) at += REQUEST_HEADER_BYTES
       else this.#headBytes = 0
       if (!this.#take(head, headAt)) return bytes.length
-      if (this.#replies.gatheredBytes >= FLUSH_BYTES) this.#replies.flush()
+      if (this.#replies.gatheredBytes >= FLUSH_BYTES) this.#flush()
     }
     return at
   }
@@ -233,7 +238,7 @@ export class Transmission implements BudgetUser {
     const needBytes = payload > this.#rules.requestBytesMax ? 0 : type === NBD_CMD_CACHE ? Math.min(payload, CACHE_PIECE_BYTES) : payload
     this.#turnBytesLeft -= needBytes + TURN_BYTES_PER_REQUEST
     if (this.#hasRoom(needBytes)) return true
-    this.#replies.flush()
+    this.#flush()
     return this.#hasRoom(needBytes)
   }
 
@@ -271,11 +276,14 @@ export class Transmission implements BudgetUser {
     this.#cookie.cookieHigh = readUint32(head, at + 8)
     this.#cookie.cookieLow = readUint32(head, at + 12)
     this.#requestsInFlight++
-    this.#options.metrics.requests++
+    this.#recorder.taken()
     const error = this.#draining ? NBD_ESHUTDOWN : this.#requestError(type, flags, offset, length)
     if (error === 0) this.#start(type, flags, offset, length)
     else if (type === NBD_CMD_WRITE && length > 0) this.#skipped = { ...this.#cookie, error, bytesLeft: length }
-    else this.#refuse(type, error)
+    else {
+      this.#recorder.started(type)
+      this.#refuse(type, error)
+    }
     return true
   }
 
@@ -300,6 +308,7 @@ export class Transmission implements BudgetUser {
     skipped.bytesLeft -= count
     if (skipped.bytesLeft === 0) {
       this.#skipped = undefined
+      this.#recorder.started(NBD_CMD_WRITE)
       this.#cookie.cookieHigh = skipped.cookieHigh
       this.#cookie.cookieLow = skipped.cookieLow
       this.#refuse(NBD_CMD_WRITE, skipped.error)
@@ -310,8 +319,12 @@ export class Transmission implements BudgetUser {
   // ---- commands
 
   #start(type: number, flags: number, offset: number, length: number): void {
+    if (type === NBD_CMD_WRITE) {
+      this.#arriveWrite(flags, offset, length)
+      return
+    }
+    this.#recorder.started(type)
     if (type === NBD_CMD_READ) this.#read(flags, offset, length)
-    else if (type === NBD_CMD_WRITE) this.#arriveWrite(flags, offset, length)
     else if (type === NBD_CMD_BLOCK_STATUS) this.#blockStatus(flags, offset, length)
     else this.#carryOut(type, flags, offset, length)
   }
@@ -332,8 +345,8 @@ export class Transmission implements BudgetUser {
       this.#fail(NBD_CMD_READ, error, offset, length)
       return
     }
-    this.#options.metrics.bytesRead += length
-    if (pending !== undefined) this.#whenDone(pending, NBD_CMD_READ, offset, length, length, () => undefined)
+    if (pending === undefined) this.#recorder.export.bytesRead += length
+    else this.#whenDone(pending, NBD_CMD_READ, offset, length, length, () => { this.#recorder.export.bytesRead += length })
   }
 
   #arriveWrite(flags: number, offset: number, length: number): void {
@@ -348,13 +361,12 @@ export class Transmission implements BudgetUser {
     this.#write = undefined
     const { slab, from, to } = write.region
     const length = to - from
-    const { metrics, served } = this.#options
+    this.#recorder.started(NBD_CMD_WRITE)
     this.#cookie.cookieHigh = write.cookieHigh
     this.#cookie.cookieLow = write.cookieLow
-    metrics.bytesWritten += length
     let pending: void | Promise<void>
     try {
-      pending = served.device.write(slab.bytes.subarray(from, to), write.offset, { fua: (write.flags & NBD_CMD_FLAG_FUA) !== 0 })
+      pending = this.#options.served.device.write(slab.bytes.subarray(from, to), write.offset, { fua: (write.flags & NBD_CMD_FLAG_FUA) !== 0 })
     } catch (error) {
       this.#release(slab, length)
       this.#fail(NBD_CMD_WRITE, error, write.offset, length)
@@ -362,12 +374,17 @@ export class Transmission implements BudgetUser {
     }
     if (pending === undefined) {
       this.#release(slab, length)
-      this.#replies.simpleReply(this.#cookie, 0)
+      this.#wrote(this.#cookie, length)
       return
     }
     const done = pending.finally(() => this.#slabs.release(slab, 1))
     this.#bytesInFlight -= length
-    this.#whenDone(done, NBD_CMD_WRITE, write.offset, length, length, (cookie) => this.#replies.simpleReply(cookie, 0))
+    this.#whenDone(done, NBD_CMD_WRITE, write.offset, length, length, (cookie) => this.#wrote(cookie, length))
+  }
+
+  #wrote(cookie: Cookie, length: number): void {
+    this.#recorder.export.bytesWritten += length
+    this.#replies.simpleReply(cookie, 0)
   }
 
   #release(slab: Region['slab'], length: number): void {
@@ -424,9 +441,11 @@ export class Transmission implements BudgetUser {
   /** @param heldBytes payload in memory until `pending` settles @param reply what success is answered by */
   #whenDone(pending: Promise<void>, type: number, offset: number, length: number, heldBytes: number, reply: (cookie: Cookie) => void): void {
     const cookie = { ...this.#cookie }
+    const beganMs = this.#recorder.later(type)
     this.#deviceRequests++
     this.#bytesInFlight += heldBytes
     const settled = () => {
+      this.#recorder.answered(type, beganMs)
       this.#deviceRequests--
       this.#bytesInFlight -= heldBytes
       this.#settle()
@@ -453,7 +472,7 @@ export class Transmission implements BudgetUser {
 
   /** Answers the current request by an error. */
   #refuse(type: number, error: number, offset?: number): void {
-    this.#options.metrics.errors++
+    this.#recorder.failed(type)
     if (!this.#rules.structured) this.#replies.simpleReply(this.#cookie, error)
     else this.#replies.errorChunk(this.#cookie, error, `command ${type}: ${errorName(error)}`, offset)
   }
@@ -463,6 +482,11 @@ export class Transmission implements BudgetUser {
     const { slab, from, to } = this.#slabs.cut(CHUNK_HEADER_BYTES)
     writeChunkHeader(slab.bytes, from, NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_NONE, this.#cookie, 0)
     this.#replies.append(slab, from, to, 1)
+  }
+
+  #flush(): void {
+    this.#replies.flush()
+    this.#recorder.repliesOut()
   }
 
   /** Replies that become ready in one turn go out together. */
@@ -505,11 +529,13 @@ export class Transmission implements BudgetUser {
     if (this.#skipped !== undefined) {
       this.#skipped = undefined
       this.#requestsInFlight--
+      this.#recorder.dropped()
     }
     const write = this.#write
     if (write === undefined) return
     this.#write = undefined
     this.#requestsInFlight--
+    this.#recorder.dropped()
     this.#release(write.region.slab, write.region.to - write.region.from)
   }
 
@@ -523,7 +549,8 @@ export class Transmission implements BudgetUser {
   #finishIfUnused(): void {
     if (this.#finished || this.#deviceRequests > 0) return
     this.#finished = true
-    const { budget } = this.#options
+    const { budget, metrics } = this.#options
+    metrics.release(this.#recorder.export)
     if (this.sharedBytes > 0) budget.give(this.sharedBytes)
     this.sharedBytes = 0
     budget.forget(this)
