@@ -1,6 +1,6 @@
 /**
  * Records requests to one export: ExportRecorder sums up all connections of one thread, RequestRecorder is what one connection calls.
- * The hot path pays two increments a request, and two readings of the clock for all requests that arrived together.
+ * The hot path pays two increments a request, and one reading of the clock for all requests that arrived together.
  */
 import { LatencyHistogram, type LatencySnapshot, latencyCount } from '../latency-histogram.ts'
 import { NBD_CMD_DISC } from './protocol.ts'
@@ -94,13 +94,12 @@ export class RequestRecorder {
     this.export.requestsEnded++
   }
 
-  /** The replies to all that was answered at once are out. */
-  repliesOut(): void {
-    let durationMs = -1
+  /** The replies to all that was answered at once are out, since `nowMs`. */
+  repliesOut(nowMs: number): void {
+    const durationMs = nowMs - this.#batchMs
     for (let slot = 0; slot < this.#atOnce.length; slot++) {
       const count = this.#atOnce[slot]
       if (count === 0) continue
-      if (durationMs < 0) durationMs = performance.now() - this.#batchMs
       this.#atOnce[slot] = 0
       this.export.latencies[slot].record(durationMs, count)
       this.export.requestsEnded += count

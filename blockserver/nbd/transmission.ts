@@ -486,7 +486,8 @@ export class Transmission implements BudgetUser {
 
   #flush(): void {
     this.#replies.flush()
-    this.#recorder.repliesOut()
+    // What the kernel has taken whole has just been noted by #freed.
+    this.#recorder.repliesOut(this.#replies.unsentBytes === 0 ? this.movedAtMs : performance.now())
   }
 
   /** Replies that become ready in one turn go out together. */

@@ -122,7 +122,7 @@ test('snapshots of several threads, sent as messages, merge to what one would ha
       if (failed) recorder.failed(command)
       ofExport.bytesRead += bytes
       ofExport.bytesWritten += bytes
-      recorder.repliesOut()
+      recorder.repliesOut(performance.now())
     }
   }
   const sum = comparable(mergeSnapshots(threads.map((metrics) => structuredClone(metrics.snapshot()))))
@@ -146,7 +146,7 @@ test('of exports without end the longest unused are counted together, and nothin
     const recorder = new RequestRecorder(ofExport)
     recorder.taken()
     recorder.started(0)
-    recorder.repliesOut()
+    recorder.repliesOut(performance.now())
     ofExport.bytesRead += 512
     metrics.release(ofExport)
   }
