@@ -7,7 +7,8 @@ import type { ServiceView } from '@varve/blockserver/http/service-view.ts'
 import type { ExportInfo } from '@varve/blockserver/nbd/export.ts'
 import { NbdServer } from '@varve/blockserver/nbd/server.ts'
 import { isVarveError, VarveError } from '@varve/images/errors.ts'
-import type { Home } from '@varve/images/store/home.ts'
+import { type Home, packsDirectory } from '@varve/images/store/home.ts'
+import { CacheFiller } from '@varve/images/device/cache-filler.ts'
 import { ChunkCache } from '@varve/images/device/chunk-cache.ts'
 import { CACHE_BYTES_MAX, HomeExports } from '../exports.ts'
 import { exportsOfHome } from '../served-exports.ts'
@@ -27,6 +28,8 @@ export class Service implements AsyncDisposable {
   readonly #cache: ChunkCache
   readonly #nbd: NbdServer
   readonly #log: Logger
+  /** What is closed last. */
+  #opened: AsyncDisposable | undefined
   #http: HttpServer | undefined
   #settings: Settings
   #stopping = false
@@ -34,19 +37,20 @@ export class Service implements AsyncDisposable {
   /** @throws VarveError ADDRESS_INVALID */
   static async start(settings: Settings, { home, log }: { home: Home; log: Logger }): Promise<Service> {
     const { listen, threads } = settings.nbd
-    // The last one is this thread.
-    const cache = ChunkCache.create({ bytesMax: CACHE_BYTES_MAX, threads: threads + 1 })
-    const nbd = await NbdServer.listen(listen, {
+    await using opened = new AsyncDisposableStack()
+    // After the server's threads the one that fills the cache, and this one.
+    const cache = ChunkCache.create({ bytesMax: CACHE_BYTES_MAX, threads: threads + 2, hasFiller: true })
+    opened.use(new CacheFiller({ packsDirectory: packsDirectory(home.directory), memory: cache.memory, thread: threads }, (error) => {
+      log.error({ err: error }, 'the thread that reads ahead failed')
+      cache.threadEnded(threads)
+    }))
+    const nbd = opened.use(await NbdServer.listen(listen, {
       threads, exports: exportsOfHome(home.directory, cache), threadEnded: (thread) => cache.threadEnded(thread), log, limits: settings.limits, ...protocolOptions(settings),
-    })
+    }))
     const service = new Service(settings, { exports: new HomeExports(home, log, cache), cache, nbd, log })
-    try {
-      await service.#listenHttp()
-      return service
-    } catch (error) {
-      await nbd.close({ drainMs: 0 })
-      throw error
-    }
+    await service.#listenHttp()
+    service.#opened = opened.move()
+    return service
   }
 
   private constructor(settings: Settings, { exports, cache, nbd, log }: { exports: HomeExports; cache: ChunkCache; nbd: NbdServer; log: Logger }) {
@@ -87,6 +91,7 @@ export class Service implements AsyncDisposable {
     this.#log.info('stopping')
     await this.#nbd.close({ drainMs: this.#settings.nbd.drainMsMax })
     await this.#http?.[Symbol.asyncDispose]()
+    await this.#opened?.[Symbol.asyncDispose]()
   }
 
   async #listenHttp(): Promise<void> {
