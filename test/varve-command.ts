@@ -43,41 +43,51 @@ export function varve(home: string, args: string[], options: { expect?: number; 
 /** `varve serve` in the background. */
 export class VarveServer implements AsyncDisposable {
   readonly process: ChildProcess
-  /** Where it serves NBD, as it says: a port 0 is replaced by the one that was chosen. */
-  readonly addresses: readonly string[]
-  readonly #exited: Promise<number | NodeJS.Signals>
+  /** The document that it printed when it was ready. */
+  readonly document: any
+  /** Exit status, or the signal that ended it. */
+  readonly exited: Promise<number | NodeJS.Signals>
 
-  private constructor(child: ChildProcess, addresses: readonly string[], exited: Promise<number | NodeJS.Signals>) {
+  private constructor(child: ChildProcess, document: unknown, exited: Promise<number | NodeJS.Signals>) {
     this.process = child
-    this.addresses = addresses
-    this.#exited = exited
+    this.document = document
+    this.exited = exited
+  }
+
+  /** Where it serves NBD: a port 0 is replaced by the one that was chosen. */
+  get addresses(): readonly string[] {
+    return this.document.nbd
   }
 
   /** Resolves when it accepts connections. @param address as for --nbd */
-  static async start(home: string, address: string, options: readonly string[] = []): Promise<VarveServer> {
-    const child = spawn(launcher, ['serve', '--nbd', address, ...options, '--json', '--home', home], { stdio: ['ignore', 'pipe', 'pipe'] })
+  static async start(home: string, address: string, options: { args?: string[]; env?: Record<string, string>; onLog?: (text: string) => void } = {}): Promise<VarveServer> {
+    const args = ['serve', '--nbd', address, '--json', '--home', home, ...(options.args ?? ['--http', 'off'])]
+    const child = spawn(launcher, args, { stdio: ['ignore', 'pipe', 'pipe'], env: { ...process.env, ...options.env } })
     const exited = new Promise<number | NodeJS.Signals>((resolve) => child.on('exit', (status, signal) => resolve(status ?? signal!)))
     let stdout = ''
     let stderr = ''
-    child.stderr.on('data', (bytes: Buffer) => (stderr = (stderr + bytes.toString()).slice(-8000)))
-    const addresses = await new Promise<string[]>((resolve, reject) => {
+    child.stderr.on('data', (bytes: Buffer) => {
+      options.onLog?.(bytes.toString())
+      stderr = (stderr + bytes.toString()).slice(-8000)
+    })
+    const document = await new Promise<unknown>((resolve, reject) => {
       child.stdout.on('data', (bytes: Buffer) => {
         stdout += bytes.toString()
         try {
-          resolve(JSON.parse(stdout).nbd)
+          resolve(JSON.parse(stdout))
         } catch {
-          // The document is not whole yet.
+          // There is more to come.
         }
       })
       void exited.then((status) => reject(new Error(`varve serve ended with ${status}\n${stdout}\n${stderr}`)))
     })
-    return new VarveServer(child, addresses, exited)
+    return new VarveServer(child, document, exited)
   }
 
   /** Asks it to end, and waits. @returns exit status, or the signal that ended it */
   async stop(signal: NodeJS.Signals = 'SIGTERM'): Promise<number | NodeJS.Signals> {
     this.process.kill(signal)
-    return this.#exited
+    return this.exited
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -7,6 +7,7 @@ import { checkPolicy } from '@varve/composer/prepare-recipe.ts'
 import type { ComposePolicy } from '@varve/composer/prepare-recipe.ts'
 import { VarveError } from '@varve/images/errors.ts'
 import type { JsonObject } from '@varve/images/store/catalog.ts'
+import { parseSize } from './size.ts'
 
 /** As commander gives them. */
 export interface PolicyOptions {
@@ -17,8 +18,6 @@ export interface PolicyOptions {
   decide?: string[]
 }
 
-const SIZE = /^(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?$/i
-const SIZE_UNITS: Record<string, number> = { '': 1, K: 2 ** 10, M: 2 ** 20, G: 2 ** 30, T: 2 ** 40 }
 /** Sizes are rounded up to this, so that every partition is aligned. */
 const SIZE_STEP_BYTES = 1 << 20
 const SIZE_BYTES_MAX = 2 ** 46
@@ -36,7 +35,7 @@ export function withPolicyOptions(command: Command): Command {
 export function policyDocument(options: PolicyOptions): JsonObject {
   const policy: ComposePolicy = {}
   if (options.boot !== undefined) policy.boot = options.boot
-  if (options.size !== undefined) policy.sizeBytes = parseSize(options.size)
+  if (options.size !== undefined) policy.sizeBytes = diskSize(options.size)
   if (options.label !== undefined) policy.label = options.label
   if (options.kernelArguments !== undefined) policy.kernelCommandLine = options.kernelArguments
   if (options.decide !== undefined) policy.decisions = Object.fromEntries(options.decide.map(parseDecision))
@@ -50,9 +49,8 @@ function parseDecision(text: string): [string, string] {
   return [text.slice(0, at), text.slice(at + 1)]
 }
 
-function parseSize(text: string): number {
-  const [, digits, unit] = SIZE.exec(text) ?? []
-  const bytes = digits === undefined ? Number.NaN : Number(digits) * SIZE_UNITS[unit.toUpperCase()]
+function diskSize(text: string): number {
+  const bytes = parseSize(text) ?? 0
   if (!(bytes > 0 && bytes <= SIZE_BYTES_MAX)) throw new VarveError('NAME_INVALID', `--size ${text}: give a size such as 40G, at most 64T`)
   return Math.ceil(bytes / SIZE_STEP_BYTES) * SIZE_STEP_BYTES
 }

@@ -44,7 +44,7 @@ async function varveFrom(producer: string[], ...args: string[]): Promise<any> {
 
 async function serveAndBoot(): Promise<string[]> {
   say(`  $ varve serve --nbd unix:${socket}`)
-  const server = spawn(launcher, ['serve', '--nbd', `unix:${socket}`, '--home', home, '--json'], { stdio: ['ignore', 'pipe', 'inherit'] })
+  const server = spawn(launcher, ['serve', '--nbd', `unix:${socket}`, '--http', 'off', '--home', home, '--json'], { stdio: ['ignore', 'pipe', 'inherit'] })
   const exited = new Promise<void>((resolve) => server.on('exit', () => resolve()))
   await Promise.race([new Promise((resolve) => server.stdout.once('data', resolve)), exited.then(() => { throw new Error('varve serve ended early') })])
   try {

@@ -25,9 +25,6 @@ import { snapshotDocument } from './names.ts'
 import { readMap } from './settlement.ts'
 
 const LAYER_PREFIX = 'layer:'
-/** Decompressed chunks that a server keeps in memory, bytes. */
-export const CACHE_BYTES_MAX = 256 << 20
-
 type Opened = Omit<OpenedExport, 'name'>
 
 export class HomeExports implements ExportSource {

@@ -7,6 +7,8 @@ import { VarveError } from '@varve/images/errors.ts'
 import { describeError, ExitStatus, startProgress } from './terminal.ts'
 import type { Progress } from './terminal.ts'
 
+const ENDING_SIGNALS = ['SIGINT', 'SIGTERM'] as const
+
 export interface GlobalOptions {
   home?: string
   json?: boolean
@@ -14,25 +16,30 @@ export interface GlobalOptions {
 
 export class Invocation {
   readonly homeDirectory: string
+  /** The home that the command line or the environment names. */
+  readonly homeGiven: string | undefined
   readonly json: boolean
-  /** Aborted by the first SIGINT or SIGTERM; the second ends the process. */
+  /** Aborted by the first SIGINT or SIGTERM; the second, of either kind, ends the process. */
   readonly signal: AbortSignal
   #status: ExitStatus = ExitStatus.done
   #printed = false
 
   constructor(options: GlobalOptions) {
+    this.homeGiven = options.home ?? (process.env.VARVE_HOME || undefined)
     this.homeDirectory = options.home ?? defaultHomeDirectory()
     this.json = options.json === true
     const controller = new AbortController()
     this.signal = controller.signal
-    for (const name of ['SIGINT', 'SIGTERM'] as const) {
-      process.once(name, () => controller.abort(new Error(`ended by ${name}`)))
+    const end = (name: NodeJS.Signals) => {
+      for (const one of ENDING_SIGNALS) process.off(one, end)
+      controller.abort(new Error(`ended by ${name}`))
     }
+    for (const name of ENDING_SIGNALS) process.on(name, end)
   }
 
   /** Opens the home; it is created on first use. */
-  openHome(): Promise<Home> {
-    return Home.open(this.homeDirectory)
+  openHome(directory = this.homeDirectory): Promise<Home> {
+    return Home.open(directory)
   }
 
   /** The result: `document` with --json, else `text`. Once for each run. */

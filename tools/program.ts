@@ -3,6 +3,7 @@
  */
 import { Command, CommanderError } from 'commander'
 import { addComposeCommand } from './commands/compose.ts'
+import { addConfigCommands } from './commands/config.ts'
 import { addCvdCommands } from './commands/cvd.ts'
 import { addLayerCommands } from './commands/layer.ts'
 import { addServeCommand } from './commands/serve.ts'
@@ -21,6 +22,7 @@ addLayerCommands(program)
 addCvdCommands(program)
 addComposeCommand(program)
 addServeCommand(program)
+addConfigCommands(program)
 addSnapshotCommands(program)
 addStoreCommands(program)
 

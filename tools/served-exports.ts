@@ -23,5 +23,7 @@ export function exportsOfHome(directory: string, cache: ChunkCache): ThreadExpor
 export async function openExports(data: unknown, log: Logger, thread: number): Promise<ThreadSource> {
   const { directory, cacheMemory } = data as ServedHome
   const home = await Home.open(directory)
-  return { source: new HomeExports(home, log, new ChunkCache(cacheMemory, thread)), [Symbol.asyncDispose]: () => home[Symbol.asyncDispose]() }
+  const cache = new ChunkCache(cacheMemory, thread)
+  const figures = () => ({ cacheHits: cache.figures.hits, cacheMisses: cache.figures.misses })
+  return { source: new HomeExports(home, log, cache), figures, [Symbol.asyncDispose]: () => home[Symbol.asyncDispose]() }
 }

@@ -147,7 +147,7 @@ export async function startVarve(home: string, directory: string): Promise<Serve
   const unix = `unix:${socketFile(directory)}`
   const tcp = `127.0.0.1:${await freePort()}`
   const more = (process.env.VARVE_BENCH_SERVE ?? '').split(' ').filter((word) => word !== '')
-  return Server.start(launcher, ['serve', '--nbd', unix, tcp, '--home', home, '--json', ...more], { addresses: { unix, tcp }, logFile: path.join(directory, 'varve.log') })
+  return Server.start(launcher, ['serve', '--nbd', unix, tcp, '--http', 'off', '--home', home, '--json', ...more], { addresses: { unix, tcp }, logFile: path.join(directory, 'varve.log') })
 }
 
 export interface PeerOptions {

@@ -6,7 +6,8 @@ import net from 'node:net'
 import { VarveError } from '@varve/images/errors.ts'
 import { peerUid } from '@varve/images/native/libc.ts'
 
-export type Allowance = 'deny' | 'read-only' | 'read-write'
+export const ALLOWANCES = ['deny', 'read-only', 'read-write'] as const
+export type Allowance = (typeof ALLOWANCES)[number]
 
 export interface AccessRule {
   /** Glob of canonical names of exports: `*` is any text, `?` one character. Any export unless given. */
@@ -80,7 +81,7 @@ export function matchesGlob(glob: string, text: string): boolean {
 
 function conditionOf(rule: AccessRule): Condition {
   const { export: exportGlob, client, identity, allow } = rule
-  if (!['deny', 'read-only', 'read-write'].includes(allow)) throw new VarveError('ACCESS_INVALID', `an access rule allows 'deny', 'read-only' or 'read-write', not '${String(allow)}'`)
+  if (!ALLOWANCES.includes(allow)) throw new VarveError('ACCESS_INVALID', `an access rule allows 'deny', 'read-only' or 'read-write', not '${String(allow)}'`)
   const matchesClient = client === undefined ? () => true : clientMatcher(client)
   return {
     allow,
@@ -89,7 +90,8 @@ function conditionOf(rule: AccessRule): Condition {
   }
 }
 
-function clientMatcher(text: string): (client: ClientIdentity) => boolean {
+/** Understands `client` of a rule. @throws VarveError ACCESS_INVALID */
+export function clientMatcher(text: string): (client: ClientIdentity) => boolean {
   if (text === 'unix') return ({ uid }) => uid !== undefined
   const user = /^uid:(\d{1,10})$/.exec(text)
   if (user !== null) return ({ uid }) => uid === Number(user[1])

@@ -5,6 +5,7 @@ import type { Logger } from 'pino'
 import type { ClientIdentity } from './access.ts'
 import { BusyLoop } from './busy-loop.ts'
 import { Connection, type ConnectionContext } from './connection.ts'
+import { watchEventLoopDelay } from '../event-loop-delay.ts'
 import type { ExportProvider } from './export.ts'
 import type { HandshakeState } from './handshake.ts'
 import type { NbdLimits } from './limits.ts'
@@ -21,13 +22,16 @@ export interface Arrival {
   id: number
   /** Belongs to whoever has the arrival. */
   fd: number
-  /** Who is at the other end, if the policy asks. */
-  client?: ClientIdentity
+  /** Who is at the other end. */
+  client: ClientIdentity
   /** True for what has come by TLS, which another thread deciphers. */
   secured?: boolean
   /** What another thread has negotiated so far. */
   handshake?: HandshakeState
 }
+
+/** How often it is asked which connections are idle. */
+const IDLE_WATCH_MS = 1000
 
 export interface ConnectionHostOptions {
   provider: ExportProvider
@@ -43,20 +47,22 @@ export interface ConnectionHostOptions {
 export class ConnectionHost {
   readonly metrics = new NbdMetrics()
   readonly #options: ConnectionHostOptions
-  readonly #context: ConnectionContext
+  /** Replaced, never changed: a connection keeps that of its beginning. */
+  #context: ConnectionContext
+  readonly #delayWatch = watchEventLoopDelay(this.metrics.eventLoopDelay)
   readonly #connections = new Set<Connection>()
+  readonly #idleWatch = setInterval(() => this.#cutIdle(), IDLE_WATCH_MS).unref()
   /** Of connections with TLS that other threads serve. */
   readonly #relays = new Set<TlsRelay>()
-  #policy: Policy
   #draining: Promise<void> | undefined
 
   constructor(options: ConnectionHostOptions) {
     const { provider, policy, limits, log } = options
     const loop = new BusyLoop()
     this.#options = options
-    this.#policy = policy
     this.#context = {
       provider,
+      policy,
       limits,
       log,
       metrics: this.metrics,
@@ -64,7 +70,6 @@ export class ConnectionHost {
       slabs: new SlabPool(),
       budget: new MemoryBudget(limits.sharedBytesMax, limits.stalledMsMax),
       stopping: () => this.#draining !== undefined,
-      policy: () => this.#policy,
       relayed: (relay) => {
         this.#relays.add(relay)
         void relay.finished.then(() => this.#relays.delete(relay))
@@ -72,27 +77,31 @@ export class ConnectionHost {
     }
   }
 
-  /** For connections that come from now on. */
-  configure(policy: Policy): void {
-    this.#policy = policy
-  }
-
   take(arrival: Arrival): void {
-    this.metrics.connectionsOpen++
     const connection = new Connection(arrival, this.#context)
     this.#connections.add(connection)
     void connection.finished.then((move) => {
       this.#connections.delete(connection)
-      this.metrics.connectionsOpen--
       if (move === undefined) this.#options.ended(arrival.id)
       else this.#options.moved(move.arrival, move.thread)
     })
+  }
+
+  /** Limits of a connection, and the policy, are for connections that come; limits of all together are in force at once. */
+  reconfigure(limits: NbdLimits, policy: Policy): void {
+    this.#context = { ...this.#context, limits, policy }
+    this.#context.budget.resize(limits.sharedBytesMax, limits.stalledMsMax)
   }
 
   /** Answers what is in flight, closes the connections and lets go of their exports. @param drainMs after which connections are cut */
   drain(drainMs: number): Promise<void> {
     this.#draining ??= this.#drain(drainMs)
     return this.#draining
+  }
+
+  #cutIdle(): void {
+    const nowMs = performance.now()
+    for (const connection of this.#connections) connection.cutIfIdle(nowMs)
   }
 
   async #drain(drainMs: number): Promise<void> {
@@ -106,5 +115,7 @@ export class ConnectionHost {
     await Promise.all([...connections, ...this.#relays].map(({ finished }) => finished))
     clearTimeout(cut)
     this.#context.budget.close()
+    clearInterval(this.#idleWatch)
+    this.#delayWatch[Symbol.dispose]()
   }
 }

@@ -28,8 +28,7 @@ export interface ConnectionContext {
   slabs: SlabPool
   budget: MemoryBudget
   stopping(): boolean
-  /** In force now. */
-  policy(): Policy
+  policy: Policy
   /** Takes care of a relay until it has ended. */
   relayed(relay: TlsRelay): void
 }
@@ -63,8 +62,8 @@ export class Connection {
     this.#arrival = arrival
     this.#context = context
     this.#log = context.log.child({ connection: arrival.id })
-    this.#policy = context.policy()
-    this.#client = arrival.client ?? {}
+    this.#policy = context.policy
+    this.#client = arrival.client
     this.#secured = arrival.secured ?? false
     this.#events = {
       received: (bytes) => {
@@ -86,6 +85,12 @@ export class Connection {
   drain(): void {
     if (this.#transmission !== undefined) this.#transmission.drain()
     else this.#stream.end('the server is shutting down')
+  }
+
+  /** Closes a client that has asked for nothing for longer than it may. @param nowMs `performance.now()` */
+  cutIfIdle(nowMs: number): void {
+    const { idleMsMax } = this.#context.limits
+    if (idleMsMax > 0) this.#transmission?.cutIfIdle(nowMs, idleMsMax)
   }
 
   destroy(): void {

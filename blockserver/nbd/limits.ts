@@ -15,11 +15,18 @@ export const INFO_REQUESTS_MAX = 1024
 /** Options in one handshake: a client needs fewer than ten. */
 export const OPTIONS_MAX = 1024
 
+/** Exports whose requests are counted each by itself; those that were not used for longest are counted together. */
+export const EXPORTS_RECORDED_MAX = 1000
+
 export interface NbdLimits {
   /** Connections at one time; more are closed at once. */
   connectionsMax: number
+  /** Those of them that come from one IP address. Clients of unix sockets count in all only. */
+  connectionsPerPeerMax: number
   /** From accept to the transmission phase. */
   handshakeMsMax: number
+  /** A connection that asks for nothing, and takes none of its replies, for so long is closed; 0: never. Peers that are gone are noticed otherwise too. */
+  idleMsMax: number
   /** Data of one option; more is skipped and answered by NBD_REP_ERR_TOO_BIG. */
   optionBytesMax: number
   /** Requests of one connection between their arrival and the moment when their reply is with the kernel. */
@@ -39,8 +46,10 @@ export interface NbdLimits {
 }
 
 export const NBD_LIMITS: Readonly<NbdLimits> = {
-  connectionsMax: 1000,
+  connectionsMax: 4096,
+  connectionsPerPeerMax: 1024,
   handshakeMsMax: 10_000,
+  idleMsMax: 0,
   optionBytesMax: 64 * 1024,
   inFlightRequestsMax: 256,
   inFlightBytesMax: 64 * 1024 * 1024,
@@ -49,4 +58,29 @@ export const NBD_LIMITS: Readonly<NbdLimits> = {
   sharedBytesMax: 512 * 1024 * 1024,
   ownBytes: 1024 * 1024,
   stalledMsMax: 10_000,
+}
+
+export interface LimitRange {
+  min: number
+  max: number
+  multipleOf?: number
+}
+
+const GIBI = 1024 ** 3
+const DAY_MS = 24 * 3600 * 1000
+
+/** What each limit may be set to. Besides, `sharedBytesMax` holds at least one request. */
+export const NBD_LIMIT_RANGES: Readonly<Record<keyof NbdLimits, LimitRange>> = {
+  connectionsMax: { min: 1, max: 1_000_000 },
+  connectionsPerPeerMax: { min: 1, max: 1_000_000 },
+  handshakeMsMax: { min: 1, max: DAY_MS },
+  idleMsMax: { min: 0, max: 365 * DAY_MS },
+  optionBytesMax: { min: 1, max: 16 * 1024 * 1024 },
+  inFlightRequestsMax: { min: 1, max: 1_000_000 },
+  inFlightBytesMax: { min: 0, max: 1024 * GIBI },
+  unsentBytesMax: { min: 0, max: 1024 * GIBI },
+  requestBytesMax: { min: 1024 * 1024, max: GIBI, multipleOf: 65536 },
+  sharedBytesMax: { min: 1024 * 1024, max: 1024 * GIBI },
+  ownBytes: { min: 0, max: GIBI },
+  stalledMsMax: { min: 1, max: DAY_MS },
 }

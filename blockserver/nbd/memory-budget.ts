@@ -13,13 +13,15 @@ export interface BudgetUser {
 }
 
 export class MemoryBudget {
-  readonly #stalledMsMax: number
+  #bytes: number
+  #stalledMsMax: number
   readonly #users = new Set<BudgetUser>()
   readonly #waiting = new Set<BudgetUser>()
   #freeBytes: number
   #timer: NodeJS.Timeout | undefined
 
   constructor(bytes: number, stalledMsMax: number) {
+    this.#bytes = bytes
     this.#freeBytes = bytes
     this.#stalledMsMax = stalledMsMax
   }
@@ -35,6 +37,14 @@ export class MemoryBudget {
     this.#freeBytes -= bytes
     this.#users.add(user)
     return true
+  }
+
+  /** Less than is in use is less than nothing free, until enough is given back. */
+  resize(bytes: number, stalledMsMax: number): void {
+    const more = bytes - this.#bytes
+    this.#bytes = bytes
+    this.#stalledMsMax = stalledMsMax
+    this.give(more)
   }
 
   give(bytes: number): void {

@@ -3,22 +3,25 @@
  * A thread that fails ends, and its connections with it; the others go on.
  */
 import { parentPort, workerData } from 'node:worker_threads'
-import { type Logger, pino } from 'pino'
+import type { Logger } from 'pino'
+import { openLog } from '../log.ts'
 import { ConnectionHost } from './connection-host.ts'
 import { type ExportOwners, type ExportSource, SharedExports } from './export.ts'
 import { receivedPolicy } from './policy.ts'
-import type { FromThread, ServerThreadData, ToThread } from './thread-messages.ts'
+import type { FromThread, ServerThreadData, ThreadSettings, ToThread } from './thread-messages.ts'
 
 /** What a module of exports gives to each thread. */
 export interface ThreadSource extends AsyncDisposable {
   readonly source: ExportSource
+  /** Counters of its own; those of all threads are added up. */
+  figures?(): Record<string, number>
 }
 
 /** @param thread number of the thread, which one that takes its place has again */
 export type OpenExports = (data: unknown, log: Logger, thread: number) => Promise<ThreadSource>
 
 const port = parentPort!
-const { thread, exports, policy, limits, logLevel } = workerData as ServerThreadData
+const { thread, exports, settings: { limits, policy, logLevel } } = workerData as ServerThreadData
 
 function tell(message: FromThread): void {
   port.postMessage(message)
@@ -45,7 +48,7 @@ class AskedOwners implements ExportOwners {
   }
 }
 
-const log = pino({ level: logLevel, base: { pid: process.pid, thread } }, pino.destination({ dest: 2, sync: true }))
+const log = openLog(logLevel, { thread })
 const { openExports } = await import(exports.module) as { openExports: OpenExports }
 const opened = await openExports(exports.data, log, thread)
 const owners = new AskedOwners()
@@ -58,6 +61,11 @@ const host = new ConnectionHost({
   moved: (arrival, to) => tell({ type: 'moved', arrival, thread: to }),
 })
 
+function reconfigure({ limits, policy, logLevel }: ThreadSettings): void {
+  log.level = logLevel
+  host.reconfigure(limits, receivedPolicy(policy))
+}
+
 async function end(drainMs: number): Promise<void> {
   await host.drain(drainMs)
   await opened[Symbol.asyncDispose]()
@@ -67,8 +75,8 @@ async function end(drainMs: number): Promise<void> {
 
 port.on('message', (message: ToThread) => {
   if (message.type === 'connection') host.take(message.arrival)
-  else if (message.type === 'policy') host.configure(receivedPolicy(message.policy))
   else if (message.type === 'owner') owners.answered(message.request, message.thread)
-  else if (message.type === 'metrics') tell({ type: 'metrics', request: message.request, metrics: { ...host.metrics } })
+  else if (message.type === 'metrics') tell({ type: 'metrics', request: message.request, metrics: { ...host.metrics.snapshot(), source: opened.figures?.() ?? {} } })
+  else if (message.type === 'reconfigure') reconfigure(message.settings)
   else end(message.drainMs).catch((error: unknown) => { throw error })
 })

@@ -9,9 +9,9 @@ import { type ListenAddress, formatAddress, listenOn, parseAddress } from '../li
 import { identifyPeer } from './access.ts'
 import { type Arrival, ConnectionHost } from './connection-host.ts'
 import type { ExportProvider } from './export.ts'
-import { NBD_LIMITS, type NbdLimits } from './limits.ts'
-import type { NbdMetrics } from './metrics.ts'
-import { type Policy, type PolicyOptions, policyOf, sendablePolicy } from './policy.ts'
+import { NBD_LIMIT_RANGES, NBD_LIMITS, type NbdLimits } from './limits.ts'
+import { type ServerSnapshot, serverSnapshot } from './metrics.ts'
+import { type PolicyOptions, policyOf, sendablePolicy } from './policy.ts'
 import { duplicate } from './socket-calls.ts'
 import type { ThreadExports } from './thread-messages.ts'
 import { ThreadPool } from './thread-pool.ts'
@@ -19,11 +19,13 @@ import { ThreadPool } from './thread-pool.ts'
 /** Connections are served in this thread, from exports of this thread, or in threads that open exports by themselves. */
 export type ServedFrom = { provider: ExportProvider } | { threads: number; exports: ThreadExports; threadEnded?: (thread: number) => void }
 
-export type NbdServerOptions = ServedFrom & PolicyOptions & {
+/** What may change while the server serves. */
+export interface NbdServerSettings extends PolicyOptions {
   /** What is not given is as in NBD_LIMITS. */
   limits?: Partial<NbdLimits>
-  log?: Logger
 }
+
+export type NbdServerOptions = ServedFrom & NbdServerSettings & { log?: Logger }
 
 export interface CloseOptions {
   /** How long to wait for requests in flight and for slow readers of replies, before connections are cut. */
@@ -38,12 +40,13 @@ export class NbdServer implements AsyncDisposable {
   /** As bound: a port 0 is replaced by the one that was chosen. */
   readonly addresses: string[] = []
   readonly #servers: net.Server[] = []
-  readonly #limits: NbdLimits
+  #limits: NbdLimits
   readonly #log: Logger
   readonly #served: ConnectionHost | ThreadPool
-  #policy: Policy
-  /** Connections that are open. */
-  readonly #open = new Set<number>()
+  /** Connections that are open, with the address that each comes from; undefined for a unix socket. */
+  readonly #open = new Map<number, string | undefined>()
+  /** How many come from an address. */
+  readonly #perPeer = new Map<string, number>()
   #accepted = 0
   #refused = 0
   #closing: Promise<void> | undefined
@@ -66,38 +69,43 @@ export class NbdServer implements AsyncDisposable {
   }
 
   private constructor(options: NbdServerOptions) {
-    const { limits: given, log = pino({ level: 'silent' }) } = options
-    const limits = { ...NBD_LIMITS, ...given }
-    checkLimits(limits)
+    const { log = pino({ level: 'silent' }) } = options
+    const limits = completeLimits(options.limits)
     this.#limits = limits
     this.#log = log
     const policy = policyOf(options)
-    this.#policy = policy
-    const ended = (id: number) => { this.#open.delete(id) }
+    const ended = (id: number) => this.#ended(id)
     if ('provider' in options) {
       const moved = () => { throw new Error('there is no other thread') }
       this.#served = new ConnectionHost({ provider: options.provider, policy, limits, log, ended, moved })
     } else {
       const { threads: count, exports, threadEnded } = options
-      this.#served = new ThreadPool({ count, exports, policy: sendablePolicy(options), limits: { ...limits, sharedBytesMax: Math.max(limits.requestBytesMax, limits.sharedBytesMax / count) }, log, ended, threadEnded })
+      this.#served = new ThreadPool({ count, exports, policy: sendablePolicy(options), limits, log, ended, threadEnded })
     }
   }
 
-  async metrics(): Promise<NbdMetrics> {
-    const metrics = this.#served instanceof ThreadPool ? await this.#served.metrics() : { ...this.#served.metrics }
-    return { ...metrics, connectionsAccepted: this.#accepted, connectionsRefused: this.#refused, connectionsOpen: this.#open.size }
+  /** Of all threads. */
+  async metrics(): Promise<ServerSnapshot> {
+    const metrics = this.#served instanceof ThreadPool ? await this.#served.metrics() : this.#served.metrics.snapshot()
+    return serverSnapshot(metrics, { connectionsAccepted: this.#accepted, connectionsRefused: this.#refused, connectionsOpen: this.#open.size })
+  }
+
+  /**
+   * Takes over the level of the log as it is now, and settings; what is not given is as it would be at the start. Limits of all connections together
+   * are in force at once; those of one connection, and whom it is granted what, are for connections that come.
+   * @throws VarveError ACCESS_INVALID, then nothing has changed
+   */
+  reconfigure(settings: NbdServerSettings): void {
+    const limits = completeLimits(settings.limits)
+    const policy = policyOf(settings)
+    this.#limits = limits
+    if (this.#served instanceof ThreadPool) this.#served.reconfigure(limits, sendablePolicy(settings))
+    else this.#served.reconfigure(limits, policy)
   }
 
   /** The threads, if there are any. */
   get pool(): ThreadPool | undefined {
     return this.#served instanceof ThreadPool ? this.#served : undefined
-  }
-
-  /** From now on new connections are served by this policy; those that are open keep to theirs. @throws VarveError ACCESS_INVALID */
-  configure(policy: PolicyOptions): void {
-    this.#policy = policyOf(policy)
-    if (this.#served instanceof ThreadPool) this.#served.configure(sendablePolicy(policy))
-    else this.#served.configure(this.#policy)
   }
 
   /**
@@ -123,13 +131,16 @@ export class NbdServer implements AsyncDisposable {
   }
 
   #accept(socket: net.Socket): void {
-    if (this.#open.size >= this.#limits.connectionsMax || this.#closing !== undefined) {
+    const { connectionsMax, connectionsPerPeerMax } = this.#limits
+    const client = identifyPeer(socket)
+    const { address } = client
+    const ofPeer = address === undefined ? 0 : this.#perPeer.get(address) ?? 0
+    if (this.#open.size >= connectionsMax || ofPeer >= connectionsPerPeerMax || this.#closing !== undefined) {
       this.#refused++
-      this.#log.warn({ connectionsMax: this.#limits.connectionsMax }, 'connection refused')
+      this.#log.warn({ connectionsMax, connectionsPerPeerMax, address }, 'connection refused')
       socket.destroy()
       return
     }
-    const client = this.#policy.access === undefined ? undefined : identifyPeer(socket)
     const fd = takeDescriptor(socket)
     if (fd === undefined) {
       this.#refused++
@@ -137,8 +148,18 @@ export class NbdServer implements AsyncDisposable {
       return
     }
     const arrival: Arrival = { id: ++this.#accepted, fd, client }
-    this.#open.add(arrival.id)
+    this.#open.set(arrival.id, address)
+    if (address !== undefined) this.#perPeer.set(address, ofPeer + 1)
     this.#served.take(arrival)
+  }
+
+  #ended(id: number): void {
+    const address = this.#open.get(id)
+    this.#open.delete(id)
+    if (address === undefined) return
+    const left = this.#perPeer.get(address)! - 1
+    if (left === 0) this.#perPeer.delete(address)
+    else this.#perPeer.set(address, left)
   }
 
   async #close(drainMs: number): Promise<void> {
@@ -160,9 +181,13 @@ function takeDescriptor(socket: net.Socket): number | undefined {
   return taken
 }
 
-function checkLimits(limits: NbdLimits): void {
-  const { requestBytesMax, sharedBytesMax, inFlightRequestsMax, connectionsMax } = limits
-  if (requestBytesMax < 1024 * 1024 || requestBytesMax % 65536 !== 0) throw new RangeError('requestBytesMax is a multiple of 64 KiB, at least 1 MiB')
-  if (sharedBytesMax < requestBytesMax) throw new RangeError('sharedBytesMax holds at least one request')
-  if (inFlightRequestsMax < 1 || connectionsMax < 1) throw new RangeError('at least one connection and one request')
+/** @throws RangeError if they are not within NBD_LIMIT_RANGES */
+function completeLimits(given: Partial<NbdLimits> = {}): NbdLimits {
+  const limits = { ...NBD_LIMITS, ...given }
+  for (const name of Object.keys(NBD_LIMIT_RANGES) as (keyof NbdLimits)[]) {
+    const { min, max, multipleOf = 1 } = NBD_LIMIT_RANGES[name]
+    if (!(limits[name] >= min && limits[name] <= max && limits[name] % multipleOf === 0)) throw new RangeError(`${name} is from ${min} to ${max}, a multiple of ${multipleOf}`)
+  }
+  if (limits.sharedBytesMax < limits.requestBytesMax) throw new RangeError('sharedBytesMax holds at least one request')
+  return limits
 }

@@ -3,7 +3,7 @@
  */
 import type { Arrival } from './connection-host.ts'
 import type { NbdLimits } from './limits.ts'
-import type { NbdMetrics } from './metrics.ts'
+import type { MetricsSnapshot } from './metrics.ts'
 import type { SendablePolicy } from './policy.ts'
 
 /** Where a thread has its exports from. */
@@ -14,22 +14,27 @@ export interface ThreadExports {
   data: unknown
 }
 
+/** What may change while a thread serves. */
+export interface ThreadSettings {
+  limits: NbdLimits
+  policy: SendablePolicy
+  logLevel: string
+}
+
 /** What a server thread is started with. */
 export interface ServerThreadData {
   /** Number of the thread in its server, from 0. */
   thread: number
   exports: ThreadExports
-  policy: SendablePolicy
-  limits: NbdLimits
-  logLevel: string
+  settings: ThreadSettings
 }
 
 export type ToThread =
   | { type: 'connection'; arrival: Arrival }
-  | { type: 'policy'; policy: SendablePolicy }
   /** Answer to `acquire`. */
   | { type: 'owner'; request: number; thread: number }
   | { type: 'metrics'; request: number }
+  | { type: 'reconfigure'; settings: ThreadSettings }
   | { type: 'drain'; drainMs: number }
 
 export type FromThread =
@@ -37,4 +42,4 @@ export type FromThread =
   | { type: 'moved'; arrival: Arrival; thread: number }
   | { type: 'acquire'; request: number; name: string }
   | { type: 'release'; name: string }
-  | { type: 'metrics'; request: number; metrics: NbdMetrics }
+  | { type: 'metrics'; request: number; metrics: MetricsSnapshot }

@@ -7,9 +7,9 @@ import { Worker } from 'node:worker_threads'
 import type { Logger } from 'pino'
 import type { Arrival } from './connection-host.ts'
 import type { NbdLimits } from './limits.ts'
-import { NbdMetrics } from './metrics.ts'
+import { type MetricsSnapshot, NbdMetrics, mergeSnapshots, withoutGauges } from './metrics.ts'
 import type { SendablePolicy } from './policy.ts'
-import type { FromThread, ServerThreadData, ThreadExports, ToThread } from './thread-messages.ts'
+import type { FromThread, ServerThreadData, ThreadExports, ThreadSettings, ToThread } from './thread-messages.ts'
 
 /** A thread that dies is not replaced sooner than this after it was started. */
 const RESTART_MS = 1000
@@ -21,6 +21,7 @@ export interface ThreadPoolOptions {
   count: number
   exports: ThreadExports
   policy: SendablePolicy
+  /** Memory for payloads is divided among the threads. */
   limits: NbdLimits
   log: Logger
   /** A connection has ended. */
@@ -34,6 +35,8 @@ interface Member {
   startedMs: number
   /** Connections that it has. */
   connections: Set<number>
+  /** When it was last asked. */
+  metrics?: MetricsSnapshot
 }
 
 export class ThreadPool {
@@ -41,28 +44,24 @@ export class ThreadPool {
   readonly #members: Member[] = []
   /** Which thread has an exclusive export. */
   readonly #owners = new Map<string, number>()
-  readonly #asked = new Map<number, (metrics: NbdMetrics | undefined) => void>()
+  readonly #asked = new Map<number, (metrics: MetricsSnapshot) => void>()
   /** Counters of threads that have ended. */
-  readonly #ended = new NbdMetrics()
+  #ended = new NbdMetrics().snapshot()
   #policy: SendablePolicy
+  #limits: NbdLimits
   #requests = 0
   #draining = false
 
   constructor(options: ThreadPoolOptions) {
     this.#options = options
     this.#policy = options.policy
+    this.#limits = options.limits
     for (let thread = 0; thread < options.count; thread++) this.#start(thread)
   }
 
   /** For tests of what becomes of the others when one ends. */
   get workers(): Worker[] {
     return this.#members.map(({ worker }) => worker)
-  }
-
-  /** For connections that come from now on. */
-  configure(policy: SendablePolicy): void {
-    this.#policy = policy
-    for (const { worker } of this.#members) tell(worker, { type: 'policy', policy })
   }
 
   /** Hands a connection to the thread with the fewest. */
@@ -75,10 +74,16 @@ export class ThreadPool {
   }
 
   /** Sums of all threads; what a thread that died had counted since it was last asked is lost. */
-  async metrics(): Promise<NbdMetrics> {
-    const sum = Object.assign(new NbdMetrics(), this.#ended)
-    for (const metrics of await Promise.all(this.#members.map((member) => this.#ask(member)))) if (metrics !== undefined) add(sum, metrics)
-    return sum
+  async metrics(): Promise<MetricsSnapshot> {
+    const asked = await Promise.all(this.#members.map((member) => this.#ask(member)))
+    return mergeSnapshots([this.#ended, ...asked.filter((metrics) => metrics !== undefined)])
+  }
+
+  /** The level of the log is taken over too, as it is now. */
+  reconfigure(limits: NbdLimits, policy: SendablePolicy): void {
+    this.#limits = limits
+    this.#policy = policy
+    for (const { worker } of this.#members) tell(worker, { type: 'reconfigure', settings: this.#threadSettings() })
   }
 
   /** Ends all threads when their connections are closed and their exports durable. */
@@ -98,8 +103,8 @@ export class ThreadPool {
   }
 
   #start(thread: number): void {
-    const { exports, limits, log } = this.#options
-    const workerData: ServerThreadData = { thread, exports, policy: this.#policy, limits, logLevel: log.level }
+    const { exports, log } = this.#options
+    const workerData: ServerThreadData = { thread, exports, settings: this.#threadSettings() }
     const worker = new Worker(new URL(import.meta.resolve('./server-thread.ts')), { workerData, name: `nbd-${thread}` })
     const member: Member = { worker, startedMs: performance.now(), connections: new Set() }
     this.#members[thread] = member
@@ -108,10 +113,18 @@ export class ThreadPool {
     worker.once('exit', (status) => this.#exited(thread, member, status))
   }
 
+  #threadSettings(): ThreadSettings {
+    const { requestBytesMax, sharedBytesMax } = this.#limits
+    const limits = { ...this.#limits, sharedBytesMax: Math.max(requestBytesMax, Math.floor(sharedBytesMax / this.#options.count)) }
+    return { limits, policy: this.#policy, logLevel: this.#options.log.level }
+  }
+
   #exited(thread: number, member: Member, status: number): void {
     for (const [name, owner] of this.#owners) if (owner === thread) this.#owners.delete(name)
     for (const id of member.connections) this.#options.ended(id)
     member.connections.clear()
+    if (member.metrics !== undefined) this.#ended = mergeSnapshots([this.#ended, withoutGauges(member.metrics)])
+    member.metrics = undefined
     this.#options.threadEnded?.(thread)
     if (this.#draining) return
     this.#options.log.error({ thread, status }, 'a server thread ended; its connections are lost, and another takes its place')
@@ -155,14 +168,16 @@ export class ThreadPool {
     tell(worker, { type: 'connection', arrival })
   }
 
-  #ask({ worker }: Member): Promise<NbdMetrics | undefined> {
+  #ask(member: Member): Promise<MetricsSnapshot | undefined> {
+    const { worker } = member
     if (worker.threadId < 0) return Promise.resolve(undefined)
     const request = ++this.#requests
-    return new Promise<NbdMetrics | undefined>((resolve) => {
+    return new Promise<MetricsSnapshot | undefined>((resolve) => {
       const lost = () => resolve(undefined)
       worker.once('exit', lost)
       this.#asked.set(request, (metrics) => {
         worker.off('exit', lost)
+        member.metrics = metrics
         resolve(metrics)
       })
       tell(worker, { type: 'metrics', request })
@@ -172,8 +187,4 @@ export class ThreadPool {
 
 function tell(worker: Worker, message: ToThread): void {
   worker.postMessage(message)
-}
-
-function add(sum: NbdMetrics, metrics: NbdMetrics): void {
-  for (const name of Object.keys(sum) as (keyof NbdMetrics)[]) sum[name] += metrics[name]
 }

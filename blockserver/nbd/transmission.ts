@@ -4,6 +4,7 @@
  */
 import { setImmediate as nextTurn } from 'node:timers/promises'
 import type { ServedExport } from './export.ts'
+import { RequestRecorder } from './export-recorder.ts'
 import type { NbdLimits } from './limits.ts'
 import type { BudgetUser, MemoryBudget } from './memory-budget.ts'
 import { type SelectedContext, parseStatusPayload, replyBlockStatus, statusPayloadBytes } from './meta-context.ts'
@@ -79,6 +80,7 @@ export class Transmission implements BudgetUser {
   readonly #place: ReplyPlace
   readonly #replies: ReplyQueue
   readonly #slabs: SlabPool
+  readonly #recorder: RequestRecorder
   /** The request that is being taken up. */
   readonly #cookie: Cookie = { cookieHigh: 0, cookieLow: 0, offsetHigh: 0, offsetLow: 0 }
   readonly #headerBytes: number
@@ -116,6 +118,7 @@ export class Transmission implements BudgetUser {
     this.#head = Buffer.alloc(this.#headerBytes)
     this.#replies = new ReplyQueue({ slabs, transport, framing, freed: (requests) => this.#freed(requests) })
     this.#slabs = slabs
+    this.#recorder = new RequestRecorder(options.metrics.acquire(served.name))
     this.#place = { device, slabs, replies: this.#replies }
   }
 
@@ -145,8 +148,9 @@ export class Transmission implements BudgetUser {
     write.filledBytes += count
     this.movedAtMs = performance.now()
     if (write.region.from + write.filledBytes < write.region.to) return
+    this.#recorder.begin(this.movedAtMs)
     this.#startWrite(write)
-    this.#replies.flush()
+    this.#flush()
     this.#endIfDone()
   }
 
@@ -177,6 +181,11 @@ export class Transmission implements BudgetUser {
     this.#continue()
   }
 
+  /** @param nowMs `performance.now()` */
+  cutIfIdle(nowMs: number, idleMsMax: number): void {
+    if (this.#deviceRequests === 0 && nowMs - this.movedAtMs > idleMsMax) this.cut(`nothing was asked for, or taken, for ${idleMsMax} ms`)
+  }
+
   cut(reason: string): void {
     if (!this.#open) return
     this.#options.metrics.connectionsCut++
@@ -188,8 +197,9 @@ export class Transmission implements BudgetUser {
 
   #run(bytes: Buffer): void {
     this.#parsing = true
+    this.#recorder.begin(performance.now())
     const at = this.#parse(bytes)
-    this.#replies.flush()
+    this.#flush()
     this.#parsing = false
     if (this.#disconnected || !this.#open) this.#held = undefined
     else if (at < bytes.length || this.#headBytes === this.#headerBytes) {
@@ -239,7 +249,7 @@ export class Transmission implements BudgetUser {
       if (head === bytes) at += this.#headerBytes
       else this.#headBytes = 0
       if (!this.#take(head, headAt)) return bytes.length
-      if (this.#replies.gatheredBytes >= FLUSH_BYTES) this.#replies.flush()
+      if (this.#replies.gatheredBytes >= FLUSH_BYTES) this.#flush()
     }
     return at
   }
@@ -252,7 +262,7 @@ export class Transmission implements BudgetUser {
     const needBytes = payload > this.#rules.requestBytesMax ? 0 : type === NBD_CMD_CACHE ? Math.min(payload, CACHE_PIECE_BYTES) : payload
     this.#turnBytesLeft -= needBytes + TURN_BYTES_PER_REQUEST
     if (this.#hasRoom(needBytes)) return true
-    this.#replies.flush()
+    this.#flush()
     return this.#hasRoom(needBytes)
   }
 
@@ -302,7 +312,7 @@ export class Transmission implements BudgetUser {
     this.#cookie.offsetHigh = readUint32(head, at + 16)
     this.#cookie.offsetLow = readUint32(head, at + 20)
     this.#requestsInFlight++
-    this.#options.metrics.requests++
+    this.#recorder.taken()
     if (this.#draining) this.#skipAndRefuse(type, NBD_ESHUTDOWN, payloadBytes)
     else if (type === NBD_CMD_BLOCK_STATUS && payloadBytes > 0) this.#arriveQuery(flags, offset, payloadBytes)
     else {
@@ -315,7 +325,10 @@ export class Transmission implements BudgetUser {
 
   #skipAndRefuse(type: number, error: number, payloadBytes: number): void {
     if (payloadBytes > 0) this.#skipped = { ...this.#cookie, type, error, bytesLeft: payloadBytes }
-    else this.#refuse(type, error)
+    else {
+      this.#recorder.started(type)
+      this.#refuse(type, error)
+    }
   }
 
   #requestError(type: number, flags: number, offset: number, length: number): number {
@@ -340,6 +353,7 @@ export class Transmission implements BudgetUser {
     if (skipped.bytesLeft === 0) {
       this.#skipped = undefined
       this.#setCookie(skipped)
+      this.#recorder.started(skipped.type)
       this.#refuse(skipped.type, skipped.error)
     }
     return at + count
@@ -348,8 +362,12 @@ export class Transmission implements BudgetUser {
   // ---- commands
 
   #start(type: number, flags: number, offset: number, length: number): void {
+    if (type === NBD_CMD_WRITE) {
+      this.#arriveWrite(flags, offset, length)
+      return
+    }
+    this.#recorder.started(type)
     if (type === NBD_CMD_READ) this.#read(flags, offset, length)
-    else if (type === NBD_CMD_WRITE) this.#arriveWrite(flags, offset, length)
     else if (type === NBD_CMD_BLOCK_STATUS) this.#blockStatus(flags, offset, length)
     else this.#carryOut(type, flags, offset, length)
   }
@@ -370,8 +388,8 @@ export class Transmission implements BudgetUser {
       this.#fail(NBD_CMD_READ, error, offset, length)
       return
     }
-    this.#options.metrics.bytesRead += length
-    if (pending !== undefined) this.#whenDone(pending, NBD_CMD_READ, offset, length, length, () => undefined)
+    if (pending === undefined) this.#recorder.export.bytesRead += length
+    else this.#whenDone(pending, NBD_CMD_READ, offset, length, length, () => { this.#recorder.export.bytesRead += length })
   }
 
   #arriveWrite(flags: number, offset: number, length: number): void {
@@ -386,12 +404,11 @@ export class Transmission implements BudgetUser {
     this.#write = undefined
     const { slab, from, to } = write.region
     const length = to - from
-    const { metrics, served } = this.#options
+    this.#recorder.started(NBD_CMD_WRITE)
     this.#setCookie(write)
-    metrics.bytesWritten += length
     let pending: void | Promise<void>
     try {
-      pending = served.device.write(slab.bytes.subarray(from, to), write.offset, { fua: (write.flags & NBD_CMD_FLAG_FUA) !== 0 })
+      pending = this.#options.served.device.write(slab.bytes.subarray(from, to), write.offset, { fua: (write.flags & NBD_CMD_FLAG_FUA) !== 0 })
     } catch (error) {
       this.#release(slab, length)
       this.#fail(NBD_CMD_WRITE, error, write.offset, length)
@@ -399,12 +416,17 @@ export class Transmission implements BudgetUser {
     }
     if (pending === undefined) {
       this.#release(slab, length)
-      this.#replies.success(this.#cookie)
+      this.#wrote(this.#cookie, length)
       return
     }
     const done = pending.finally(() => this.#slabs.release(slab, 1))
     this.#bytesInFlight -= length
-    this.#whenDone(done, NBD_CMD_WRITE, write.offset, length, length, (cookie) => this.#replies.success(cookie))
+    this.#whenDone(done, NBD_CMD_WRITE, write.offset, length, length, (cookie) => this.#wrote(cookie, length))
+  }
+
+  #wrote(cookie: Cookie, length: number): void {
+    this.#recorder.export.bytesWritten += length
+    this.#replies.success(cookie)
   }
 
   #release(slab: Region['slab'], length: number): void {
@@ -483,9 +505,11 @@ export class Transmission implements BudgetUser {
   /** @param heldBytes payload in memory until `pending` settles @param reply what success is answered by */
   #whenDone(pending: Promise<void>, type: number, offset: number, length: number, heldBytes: number, reply: (cookie: Cookie) => void): void {
     const cookie = { ...this.#cookie }
+    const beganMs = this.#recorder.later(type)
     this.#deviceRequests++
     this.#bytesInFlight += heldBytes
     const settled = () => {
+      this.#recorder.answered(type, beganMs)
       this.#deviceRequests--
       this.#bytesInFlight -= heldBytes
       this.#settle()
@@ -511,7 +535,7 @@ export class Transmission implements BudgetUser {
 
   /** Answers the current request by an error. */
   #refuse(type: number, error: number, offset?: number): void {
-    this.#options.metrics.errors++
+    this.#recorder.failed(type)
     this.#replies.error(this.#cookie, error, `command ${type}: ${errorName(error)}`, offset)
   }
 
@@ -520,6 +544,12 @@ export class Transmission implements BudgetUser {
     this.#cookie.cookieLow = cookieLow
     this.#cookie.offsetHigh = offsetHigh
     this.#cookie.offsetLow = offsetLow
+  }
+
+  #flush(): void {
+    this.#replies.flush()
+    // What the kernel has taken whole has just been noted by #freed.
+    this.#recorder.repliesOut(this.#replies.unsentBytes === 0 ? this.movedAtMs : performance.now())
   }
 
   /** Replies that become ready in one turn go out together. */
@@ -563,11 +593,13 @@ export class Transmission implements BudgetUser {
       this.#skipped = undefined
       this.#query = undefined
       this.#requestsInFlight--
+      this.#recorder.dropped()
     }
     const write = this.#write
     if (write === undefined) return
     this.#write = undefined
     this.#requestsInFlight--
+    this.#recorder.dropped()
     this.#release(write.region.slab, write.region.to - write.region.from)
   }
 
@@ -581,7 +613,8 @@ export class Transmission implements BudgetUser {
   #finishIfUnused(): void {
     if (this.#finished || this.#deviceRequests > 0) return
     this.#finished = true
-    const { budget } = this.#options
+    const { budget, metrics } = this.#options
+    metrics.release(this.#recorder.export)
     if (this.sharedBytes > 0) budget.give(this.sharedBytes)
     this.sharedBytes = 0
     budget.forget(this)

@@ -24,6 +24,7 @@ test('npm pack gives one tarball whose varve imports, composes and verifies afte
   const files = run('tar', ['-tf', scratch.join(tarballs[0])]).split('\n')
   assert.deepEqual(files.filter((file) => file.endsWith('.ts') && !file.endsWith('.d.ts')), [], 'no TypeScript that Node would have to strip')
   assert.ok(files.includes('package/dist/images/store/home.d.ts'), 'type declarations')
+  assert.ok(files.includes('package/tools/systemd/varve.service'), 'the unit of the service')
 
   const prefix = scratch.join('prefix')
   run('npm', ['install', '--global', '--prefix', prefix, scratch.join(tarballs[0])])

@@ -179,6 +179,6 @@ test('varve serve speaks TLS with the files that it is told, and with nobody els
     assert.deepEqual(statuses(withKey('keys').replace('/?', '/desk?'), withKey('wrong').replace('/?', '/desk?'), withCertificate('anonymous').replace('/?', '/desk?')), [0, 1, 0])
   }
   for (const options of [['--tls', 'required'], ['--tls', 'required', '--tls-cert', '/missing', '--tls-key', '/missing']]) {
-    assert.equal(varve(home.path, ['serve', '--nbd', `unix:${socket}`, ...options], { expect: 1 }).json.error.code, 'CREDENTIALS_INVALID')
+    assert.equal(varve(home.path, ['serve', '--nbd', `unix:${socket}`, ...options], { expect: 1 }).json.error.code, 'CONFIG_INVALID')
   }
 })

@@ -31,7 +31,7 @@ export class DeskHome implements Disposable {
 
   /** @param address as for `varve serve --nbd` @param options of `varve serve` besides */
   serve(address = `unix:${this.socket()}`, options: readonly string[] = []): Promise<VarveServer> {
-    return VarveServer.start(this.path, address, options)
+    return VarveServer.start(this.path, address, { args: ['--http', 'off', ...options] })
   }
 
   [Symbol.dispose](): void {

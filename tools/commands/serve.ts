@@ -1,53 +1,38 @@
 /**
- * `varve serve`: offers every CVD, snapshot and layer over NBD until it is told to end.
+ * `varve serve`: offers every CVD, snapshot and layer over NBD until it is told to end; SIGHUP reads the configuration again.
  */
-import os from 'node:os'
-import { InvalidArgumentError, Option } from 'commander'
 import type { Command } from 'commander'
-import { pino } from 'pino'
-import { NbdServer } from '@varve/blockserver/nbd/server.ts'
-import { CacheFiller } from '@varve/images/device/cache-filler.ts'
-import { ChunkCache } from '@varve/images/device/chunk-cache.ts'
-import { packsDirectory } from '@varve/images/store/home.ts'
-import { CACHE_BYTES_MAX, HomeExports } from '../exports.ts'
 import { action } from '../invocation.ts'
-import { exportsOfHome } from '../served-exports.ts'
-import { addTlsOptions, tlsSettings, type TlsOptions } from '../tls-options.ts'
-
-const DEFAULT_ADDRESS = '127.0.0.1:10809'
+import { requireSettings } from '../service/config-file.ts'
+import { openLog } from '@varve/blockserver/log.ts'
+import { Notifier } from '../service/notifier.ts'
+import { Reloads } from '../service/reloads.ts'
+import { Service } from '../service/service.ts'
+import { addSettingsOptions, overridesOf, type SettingsOptions } from '../service/settings-options.ts'
 
 export function addServeCommand(program: Command): void {
-  addTlsOptions(program.command('serve'))
-    .option('--nbd <address...>', 'HOST:PORT, [IPV6]:PORT or unix:PATH; may be repeated', [DEFAULT_ADDRESS])
-    .option('--default-export <name>', 'what clients get that name no export (default: the only CVD)')
-    .addOption(new Option('--threads <count>', 'threads that serve connections').argParser(threadCount).default(os.availableParallelism(), 'one for each processor'))
-    .addOption(new Option('--log-level <level>', 'logs are JSON on standard error').choices(['trace', 'debug', 'info', 'warn', 'error']).default('warn'))
-    .description('serve every CVD, CVD@SNAPSHOT and layer:NAME@N over NBD; SIGTERM and SIGINT end it when everything is durable')
-    .action(action(async (invocation, options: TlsOptions & { nbd: string[]; threads: number; defaultExport?: string; logLevel: string }) => {
-      const tls = tlsSettings(options)
-      await using home = await invocation.openHome()
-      const log = pino({ level: options.logLevel }, pino.destination({ dest: 2, sync: true }))
-      const { threads } = options
-      // After the server's threads the one that fills the cache, and this one.
-      const cache = ChunkCache.create({ bytesMax: CACHE_BYTES_MAX, threads: threads + 2, hasFiller: true })
-      await using _filler = new CacheFiller({ packsDirectory: packsDirectory(home.directory), memory: cache.memory, thread: threads }, (error) => {
-        log.error({ err: error }, 'the thread that reads ahead failed')
-        cache.threadEnded(threads)
-      })
-      await using server = await NbdServer.listen(options.nbd, {
-        threads, exports: exportsOfHome(home.directory, cache), threadEnded: (thread) => cache.threadEnded(thread), tls, defaultExport: options.defaultExport, log,
-      })
-      const names = (await new HomeExports(home, log, cache).list()).map(({ name }) => name)
-      invocation.result({ nbd: server.addresses, exports: names, pid: process.pid }, `serving ${names.length} exports on ${server.addresses.join(', ')}\n${names.map((name) => `  ${name}`).join('\n')}`)
+  addSettingsOptions(program.command('serve'))
+    .description('serve every CVD, CVD@SNAPSHOT and layer:NAME@N over NBD; SIGTERM and SIGINT end it when everything is durable, SIGHUP reads the configuration again')
+    .action(action(async (invocation, options: SettingsOptions) => {
+      const overrides = overridesOf(options, invocation)
+      const { settings, file } = requireSettings(options.config, overrides)
+      const log = openLog(settings.log.level)
+      using notifier = new Notifier(log)
+      using reloads = new Reloads({ file: file ?? options.config, overrides, log, notifier })
+      await using home = await invocation.openHome(settings.home)
+      await using service = await Service.start(settings, { home, log })
+      const names = (await service.exports()).map(({ name }) => name)
+      const addresses = [...service.nbdAddresses, ...(service.httpAddress === undefined ? [] : [`http ${service.httpAddress}`])]
+      const summary = `serving ${names.length} exports on ${addresses.join(', ')}`
+      invocation.result({ nbd: service.nbdAddresses, http: service.httpAddress ?? null, exports: names, pid: process.pid }, `${summary}\n${names.map((name) => `  ${name}`).join('\n')}`)
+      log.info({ nbd: service.nbdAddresses, http: service.httpAddress, exports: names.length, config: file }, 'serving')
+      reloads.begin(service, summary)
+      notifier.ready(summary)
       await new Promise<void>((resolve) => {
         if (invocation.signal.aborted) resolve()
         invocation.signal.addEventListener('abort', () => resolve(), { once: true })
       })
+      reloads.end()
+      notifier.stopping('answering what is in flight')
     }))
-}
-
-function threadCount(text: string): number {
-  const count = Number(text)
-  if (!Number.isInteger(count) || count < 1 || count > 256) throw new InvalidArgumentError('a whole number from 1 to 256 is wanted.')
-  return count
 }

@@ -8,7 +8,7 @@ import type { Home } from '@varve/images/store/home.ts'
 import { parseCvdName } from '@varve/images/store/names.ts'
 import { VarveError } from '@varve/images/errors.ts'
 import { CvdDisk } from '../cvd-disk.ts'
-import { CACHE_BYTES_MAX, requestSnapshot, snapshotName } from '../exports.ts'
+import { requestSnapshot, snapshotName } from '../exports.ts'
 import { action } from '../invocation.ts'
 import { snapshotDocument } from '../names.ts'
 import { formatTable } from '../terminal.ts'
@@ -43,13 +43,16 @@ export function addSnapshotCommands(program: Command): void {
   }))
 }
 
+/** What is settled is read once. */
+const SETTLING_CACHE_BYTES = 64 << 20
+
 /** By the process that owns the CVD if there is one, else here. */
 async function createSnapshot(home: Home, cvdName: string, name: string, signal: AbortSignal): Promise<Record<string, unknown>> {
   for (let attempt = 0; ; attempt++) {
     const answer = await requestSnapshot(home, await home.catalog.cvd(cvdName), name, signal)
     if (answer !== undefined) return answer
     try {
-      await using disk = await CvdDisk.open(cvdName, { home, cache: ChunkCache.create({ bytesMax: CACHE_BYTES_MAX }), signal })
+      await using disk = await CvdDisk.open(cvdName, { home, cache: ChunkCache.create({ bytesMax: SETTLING_CACHE_BYTES }), signal })
       await disk.snapshot(name)
       await disk.settle(signal)
       return snapshotDocument(await home.catalog.snapshot(cvdName, name))

@@ -176,7 +176,7 @@ test('the default export is what the server was told, or what the provider says'
   assert.match((await run('nbdinfo', [serving.uri('')])).stdout, /is_read_only: true/)
   // Denied by its own name.
   await assert.rejects(NbdClient.connect(serving.tcp), (error) => isVarveError(error, 'EXPORT_NOT_FOUND'))
-  serving.server.configure({})
+  serving.server.reconfigure({})
   await using client = await NbdClient.connect(serving.tcp)
   assert.equal(client.readOnly, false)
 })
@@ -184,8 +184,8 @@ test('the default export is what the server was told, or what the provider says'
 test('new rules count for new connections', async () => {
   await using serving = await serve(disks())
   await using before = await NbdClient.connect(serving.unix, { exportName: 'secret' })
-  serving.server.configure({ access: [{ export: 'desk', allow: 'read-only' }] })
+  serving.server.reconfigure({ access: [{ export: 'desk', allow: 'read-only' }] })
   await before.write(Buffer.alloc(1), 0)
   await assert.rejects(NbdClient.connect(serving.unix, { exportName: 'secret' }), (error) => isVarveError(error, 'EXPORT_NOT_FOUND'))
-  assert.throws(() => serving.server.configure({ access: [{ client: '?', allow: 'deny' }] }), (error) => isVarveError(error, 'ACCESS_INVALID'))
+  assert.throws(() => serving.server.reconfigure({ access: [{ client: '?', allow: 'deny' }] }), (error) => isVarveError(error, 'ACCESS_INVALID'))
 })

@@ -228,6 +228,34 @@ test('a connection over the limit is closed at once, and a place that is freed i
   await clients[1].disconnect()
 })
 
+test('one address has a limit of its own, which clients of unix sockets do not count in', async () => {
+  await using serving = await serve({ disk: new TestDisk(MiB) }, { limits: { connectionsPerPeerMax: 2 } })
+  const clients = [await NbdClient.connect(serving.tcp), await NbdClient.connect(serving.tcp), await NbdClient.connect(serving.unix), await NbdClient.connect(serving.unix)]
+  await assert.rejects(NbdClient.connect(serving.tcp))
+  clients.push(await NbdClient.connect(serving.unix))
+  assert.equal((await serving.server.metrics()).connectionsRefused, 1)
+  await clients[0].disconnect()
+  while ((await serving.server.metrics()).connectionsOpen > 4) await sleep(5)
+  clients[0] = await NbdClient.connect(serving.tcp)
+  await Promise.all(clients.map((client) => client.disconnect()))
+})
+
+test('a client that asks for nothing is closed after its time, and one that waits for the disk is not', async () => {
+  let release!: () => void
+  const blocked = new Promise<void>((resolve) => { release = resolve })
+  await using serving = await serve({ slow: new TestDisk(MiB, { delay: () => blocked }), disk: new TestDisk(MiB) }, { limits: { idleMsMax: 100 } })
+  const waiting = await NbdClient.connect(serving.unix, { exportName: 'slow' })
+  const answer = waiting.read(0, 512)
+  const idle = await NbdClient.connect(serving.unix, { exportName: 'disk' })
+  await idle.read(0, 512)
+  while ((await serving.server.metrics()).connectionsOpen > 1) await sleep(20)
+  await assert.rejects(idle.read(0, 512))
+  release()
+  assert.equal((await answer).length, 512)
+  assert.equal((await serving.server.metrics()).connectionsCut, 1)
+  await waiting.disconnect()
+})
+
 test('a client that does not read its replies is held back, and gets all of them when it reads', async () => {
   const disk = new TestDisk(16 * MiB)
   disk.bytes.fill(0x77)

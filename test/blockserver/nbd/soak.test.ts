@@ -8,7 +8,6 @@ import test from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { NBD_LIMITS } from '@varve/blockserver/nbd/limits.ts'
 import { NbdClient } from '@varve/blockserver/nbd/client.ts'
-import { CACHE_BYTES_MAX } from '@varve/tools/exports.ts'
 import { DeskHome } from '../../integration/desk-home.ts'
 import { Random, testSeed } from '../../random.ts'
 import { varve } from '../../varve-command.ts'
@@ -19,6 +18,7 @@ import { run } from './serving.ts'
 const FRAMES = Number(process.env.VARVE_SOAK_FRAMES ?? 20_000)
 const HOSTILE_CLIENTS = 24
 const MiB = 1024 * 1024
+const CACHE_BYTES = 64 * MiB
 /** The runtime, what each connection may always hold, and buffers of the kernel's replies. */
 const OTHER_BYTES_MAX = 512 * MiB
 const REGION_BYTES = 64 * 1024
@@ -62,7 +62,7 @@ test('varve serve outlives hostile clients of all kinds, in bounded memory, and 
   const random = new Random(seed)
   using home = new DeskHome({ size: '32M' })
   varve(home.path, ['cvd', 'create', 'honest', '--layer', 'files', '--boot', 'none', '--size', '32M'])
-  await using server = await home.serve()
+  await using server = await home.serve(undefined, ['--cache', `${CACHE_BYTES}`])
   const address = server.addresses[0]
   let over = false
   try {
@@ -78,7 +78,7 @@ test('varve serve outlives hostile clients of all kinds, in bounded memory, and 
     const memory = peakBytes(server.process.pid!)
     context.diagnostic(`seed ${seed}: ${JSON.stringify(acts)}, ${rounds} honest rounds, server at most ${Math.round(memory / MiB)} MiB`)
     assert.ok(rounds > 3)
-    assert.ok(memory < NBD_LIMITS.sharedBytesMax + CACHE_BYTES_MAX + OTHER_BYTES_MAX, `${memory} bytes`)
+    assert.ok(memory < NBD_LIMITS.sharedBytesMax + CACHE_BYTES + OTHER_BYTES_MAX, `${memory} bytes`)
     await using late = await connectLate(address)
     assert.equal((await late.read(0, MiB)).length, MiB)
     await late.disconnect()
@@ -90,7 +90,7 @@ test('varve serve outlives hostile clients of all kinds, in bounded memory, and 
 
 test('varve serve refuses connections for which it has no descriptors, and serves when it has some again', async () => {
   using home = new DeskHome({ size: '32M' })
-  await using server = await home.serve()
+  await using server = await home.serve(undefined, ['--cache', `${CACHE_BYTES}`])
   const address = server.addresses[0]
   await using one = await NbdClient.connect(address, { exportName: 'desk' })
   await run('prlimit', ['--pid', String(server.process.pid), `--nofile=${readdirSync(`/proc/${server.process.pid}/fd`).length + 20}`])

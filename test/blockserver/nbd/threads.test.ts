@@ -138,6 +138,25 @@ test('a thread that dies takes only its own connections with it, and clients can
   for (const [index, client] of owners.entries()) if (index !== lost) await client.disconnect()
 })
 
+test('counters of a thread stay when it dies, gauges go; limits set anew reach every thread, and those that come', async () => {
+  await using threads = await Threads.start()
+  const clients = await Promise.all(Array.from({ length: THREADS }, () => threads.connect('read')))
+  for (const client of clients) await client.read(0, 1000)
+  const read = async () => (await threads.server.metrics()).exports.find(({ name }) => name === 'read')!
+  assert.deepEqual([(await read()).bytesRead, (await read()).connections], [THREADS * 1000, THREADS])
+  const [victim] = threads.server.pool!.workers
+  const exited = once(victim, 'exit')
+  void victim.terminate()
+  await exited
+  assert.deepEqual([(await read()).bytesRead, (await read()).connections], [THREADS * 1000, THREADS - 1])
+  threads.server.reconfigure({ limits: { requestBytesMax: MiB, sharedBytesMax: MiB } })
+  while (threads.server.pool!.workers[0] === victim) await sleep(20)
+  const uri = `nbd+unix:///read?socket=${threads.directory}/nbd.sock`
+  const later = await Promise.all(Array.from({ length: 2 * THREADS }, async () => JSON.parse((await run('nbdinfo', ['--json', uri])).stdout).exports[0].block_size_maximum as number))
+  assert.deepEqual(new Set(later), new Set([MiB]))
+  for (const client of clients) client.destroy()
+})
+
 test('a server that stops answers what is in flight in every thread, and closes every disk', async () => {
   await using threads = await Threads.start()
   const clients = await Promise.all(['disk', 'other', 'more', 'read'].map((name) => threads.connect(name)))
@@ -205,7 +224,7 @@ test(`clients with TLS reach a disk in whichever thread it is, as who they are (
     await assert.rejects(NbdClient.connect(threads.address, { exportName: 'other', tls: desk }), (error) => isVarveError(error, 'EXPORT_NOT_FOUND'))
   }
   // A policy reaches all threads.
-  threads.server.configure({ access: [{ client: 'uid:0', allow: 'read-only' }] })
+  threads.server.reconfigure({ access: [{ client: 'uid:0', allow: 'read-only' }] })
   const plain = await Promise.all(Array.from({ length: THREADS }, () => NbdClient.connect(threads.address, { exportName: 'disk' })))
   assert.ok(plain.every((client) => client.readOnly))
   await Promise.all([...clients, ...plain].map((client) => client.disconnect()))

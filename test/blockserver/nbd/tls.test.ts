@@ -390,7 +390,7 @@ test('a shared key that is named and not proven names nobody', async () => {
 test('new credentials count for new connections', async () => {
   await using serving = await serveTls({ files: { ...withCa(), verifyPeer: true } })
   await using before = await NbdClient.connect(serving.unix, { tls: clientTls('desk') })
-  serving.server.configure({ tls: { mode: 'required', credentials: credentials({ pskFile: certificates.pskFile('keys') }) } })
+  serving.server.reconfigure({ tls: { mode: 'required', credentials: credentials({ pskFile: certificates.pskFile('keys') }) } })
   assert.equal((await before.read(0, 10)).length, 10)
   await using _keyed = await NbdClient.connect(serving.unix, { tls: { psk: certificates.psk('keys', 'bob') } })
 })
