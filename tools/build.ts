@@ -15,7 +15,7 @@ const dist = path.join(root, 'dist')
 const SOURCES = ['images', 'composer', 'blockserver', 'agent', 'tools'].map((folder) => `${folder}/**/*.ts`)
 /** For checkouts only. */
 const UNPUBLISHED = ['**/node_modules/**', 'tools/build.ts', 'tools/bundle.ts', 'tools/checkout-program.ts', 'tools/varve.ts', 'tools/demo.ts', 'tools/demo/**']
-const BUNDLE = 'program'
+const BUNDLE = 'tools/bundle'
 
 /** What people run. Compiled code is kept where nobody else can put any. */
 const LAUNCHER = `#!/usr/bin/env node
@@ -24,7 +24,7 @@ import { homedir } from 'node:os'
 import path from 'node:path'
 
 enableCompileCache(path.join(process.env.XDG_CACHE_HOME || path.join(homedir(), '.cache'), 'varve'))
-await import('../${BUNDLE}/program.mjs')
+await import('./bundle/program.mjs')
 `
 
 function declare(): void {
