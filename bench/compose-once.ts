@@ -30,7 +30,9 @@ async function timed(name: string) {
   const started = performance.now()
   const recipe = await prepareRecipe({ cvd, policy: { label: name } }, { catalog, store })
   const composition = await compose(recipe, { store, catalog })
-  return { ms: performance.now() - started, composition }
+  // What was composed before is decoded when its map is asked for.
+  const extents = composition.map.extentCount
+  return { ms: performance.now() - started, composition, extents }
 }
 
 const first = await timed(label)
@@ -49,7 +51,7 @@ const measurement: ComposeMeasurement = {
   phases: warm.composition.figures.milliseconds,
   storedBytes: first.composition.figures.storedBytes,
   metadataBytes: first.composition.figures.metadataBytes,
-  extents: first.composition.map.extentCount,
+  extents: first.extents,
   peakBytes: process.resourceUsage().maxRSS * 1024,
   diskDigest: digestToHex(first.composition.diskDigest),
 }

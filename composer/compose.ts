@@ -43,7 +43,8 @@ export interface ComposedSummary {
 
 export interface Composition extends ComposedSummary {
   recipeDigest: Digest
-  map: BlockMap
+  /** Decoded when it is first asked for, if the disk was composed before. */
+  readonly map: BlockMap
   /** The map's object in the store. */
   mapDigest: Digest
   /** The disk's digest: that of the encoded map, which names all of its bytes. */
@@ -95,13 +96,23 @@ async function composedBefore(digest: Digest, { store, catalog }: ComposeOptions
   if (composed === undefined) return undefined
   const encoded = await readMap(store, composed.map)
   if (encoded === undefined) return undefined
-  const map = BlockMap.decode(encoded)
   const diskDigest = digestOf(encoded)
   clock.end('read')
+  let map: BlockMap | undefined
   // The catalog gives back the JSON that composeAnew has handed in.
   const summary = composed.figures as unknown as ComposedSummary
   const figures = { metadataBytes: 0, storedBytes: 0, milliseconds: clock.figures() }
-  return { ...summary, recipeDigest: digest, map, mapDigest: composed.map, diskDigest, cached: true, figures }
+  return {
+    ...summary,
+    recipeDigest: digest,
+    get map() {
+      return (map ??= BlockMap.decode(encoded))
+    },
+    mapDigest: composed.map,
+    diskDigest,
+    cached: true,
+    figures,
+  }
 }
 
 async function composeAnew(recipe: Recipe, digest: Digest, options: ComposeOptions, clock: PhaseClock): Promise<Composition> {

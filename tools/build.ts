@@ -2,17 +2,30 @@
  * Builds dist/: plain JavaScript with type declarations, for the published package.
  * Development needs no build; packages do, since Node strips no types inside node_modules. The types are stripped here as Node strips them,
  * so that what is published is what was tested, and imports of workspaces (`@varve/images/store/home.ts`) become relative ones.
+ * The command is a bundle of these modules (bundle.ts), as it is in a checkout.
  */
 import { spawnSync } from 'node:child_process'
-import { chmodSync, globSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { copyFileSync, globSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { stripTypeScriptTypes } from 'node:module'
 import path from 'node:path'
+import { BUNDLED_PACKAGES, bundleProgram } from './bundle.ts'
 
 const root = path.resolve(import.meta.dirname, '..')
 const dist = path.join(root, 'dist')
 const SOURCES = ['images', 'composer', 'blockserver', 'agent', 'tools'].map((folder) => `${folder}/**/*.ts`)
 /** For checkouts only. */
-const UNPUBLISHED = ['**/node_modules/**', 'tools/build.ts', 'tools/demo.ts', 'tools/demo/**']
+const UNPUBLISHED = ['**/node_modules/**', 'tools/build.ts', 'tools/bundle.ts', 'tools/checkout-program.ts', 'tools/varve.ts', 'tools/demo.ts', 'tools/demo/**']
+const BUNDLE = 'tools/bundle'
+
+/** What people run. Compiled code is kept where nobody else can put any. */
+const LAUNCHER = `#!/usr/bin/env node
+import { enableCompileCache } from 'node:module'
+import { homedir } from 'node:os'
+import path from 'node:path'
+
+enableCompileCache(path.join(process.env.XDG_CACHE_HOME || path.join(homedir(), '.cache'), 'varve'))
+await import('./bundle/program.mjs')
+`
 
 function declare(): void {
   const config = path.join(dist, 'tsconfig.json')
@@ -47,4 +60,7 @@ for (const file of globSync(SOURCES, { cwd: root, exclude: UNPUBLISHED })) {
   mkdirSync(path.dirname(target), { recursive: true })
   writeFileSync(target, withPublishedImports(stripTypeScriptTypes(readFileSync(path.join(root, file), 'utf8')), target))
 }
-chmodSync(path.join(dist, 'tools/varve.js'), 0o755)
+copyFileSync(path.join(root, 'tools/package.json'), path.join(dist, 'tools/package.json'))
+await bundleProgram({ program: path.join(dist, 'tools/program.js'), directory: path.join(dist, BUNDLE) })
+writeFileSync(path.join(dist, BUNDLE, 'LICENSES.txt'), BUNDLED_PACKAGES.map((name) => `${name}\n\n${readFileSync(path.join(root, 'node_modules', name, 'LICENSE'), 'utf8')}`).join('\n\n'))
+writeFileSync(path.join(dist, 'tools/varve.js'), LAUNCHER, { mode: 0o755 })

@@ -54,7 +54,7 @@ export class Invocation {
     if (!this.json) process.stderr.write(`${text}\n`)
   }
 
-  progress(label: string): Progress {
+  async progress(label: string): Promise<Progress> {
     return this.json ? { update: () => {}, stop: () => {} } : startProgress(label)
   }
 

@@ -2,29 +2,42 @@
  * The program behind the varve command: its nouns and verbs.
  */
 import { Command, CommanderError } from 'commander'
-import { addComposeCommand } from './commands/compose.ts'
-import { addConfigCommands } from './commands/config.ts'
-import { addCvdCommands } from './commands/cvd.ts'
-import { addLayerCommands } from './commands/layer.ts'
-import { addServeCommand } from './commands/serve.ts'
-import { addSnapshotCommands } from './commands/snapshot.ts'
-import { addStoreCommands } from './commands/store.ts'
+import manifest from './package.json' with { type: 'json' }
 import { ExitStatus } from './terminal.ts'
+
+type AddCommands = (program: Command) => void
+
+const storeCommands = async (): Promise<AddCommands> => (await import('./commands/store.ts')).addStoreCommands
+/** By noun, in the order in which help lists them. */
+const COMMANDS: Record<string, () => Promise<AddCommands>> = {
+  layer: async () => (await import('./commands/layer.ts')).addLayerCommands,
+  cvd: async () => (await import('./commands/cvd.ts')).addCvdCommands,
+  compose: async () => (await import('./commands/compose.ts')).addComposeCommand,
+  serve: async () => (await import('./commands/serve.ts')).addServeCommand,
+  config: async () => (await import('./commands/config.ts')).addConfigCommands,
+  snapshot: async () => (await import('./commands/snapshot.ts')).addSnapshotCommands,
+  gc: storeCommands,
+  verify: storeCommands,
+  doctor: storeCommands,
+}
 
 const program = new Command('varve')
   .description('composes layers of files into bootable disks without copying, and serves them')
+  .version(manifest.version, '--version', 'print the version')
   .option('--home <directory>', 'where everything is kept (default: $VARVE_HOME, else ~/.local/share/varve)')
   .option('--json', 'print one JSON document on standard output')
   .exitOverride()
   .showHelpAfterError('(varve --help lists the commands)')
 
-addLayerCommands(program)
-addCvdCommands(program)
-addComposeCommand(program)
-addServeCommand(program)
-addConfigCommands(program)
-addSnapshotCommands(program)
-addStoreCommands(program)
+for (const load of new Set(wantedNouns(process.argv.slice(2)).map((noun) => COMMANDS[noun]))) (await load())(program)
+
+/** Only what may be asked for is loaded: start-up is most of a small command. */
+function wantedNouns(words: readonly string[]): string[] {
+  const nouns = Object.keys(COMMANDS)
+  const named = nouns.filter((noun) => words.includes(noun))
+  if (words.some((word) => word === 'help' || word === '--help' || word === '-h')) return nouns
+  return named.length > 0 || words.includes('--version') ? named : nouns
+}
 
 /** Subcommands take the options of the whole command too, wherever they stand. */
 function inherit(command: Command): void {

@@ -2,7 +2,6 @@
  * What the command prints: text for people, or with --json one document on standard output and nothing else there.
  * Errors and progress go to standard error.
  */
-import { Presets, SingleBar } from 'cli-progress'
 import { VarveError } from '@varve/images/errors.ts'
 
 /** Exit statuses of the command; README.md lists them. */
@@ -42,8 +41,9 @@ export interface Progress {
 }
 
 /** A bar with rate and time left on a terminal; nothing where standard error is not one. */
-export function startProgress(label: string): Progress {
+export async function startProgress(label: string): Promise<Progress> {
   if (!process.stderr.isTTY) return { update: () => {}, stop: () => {} }
+  const { Presets, SingleBar } = await import('cli-progress')
   const started = Date.now()
   const bar = new SingleBar({
     stream: process.stderr,

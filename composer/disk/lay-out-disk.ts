@@ -6,6 +6,7 @@ import { DiskLayout } from '@varve/images/blockmap/disk-layout.ts'
 import type { Digest } from '@varve/images/chunk/digest.ts'
 import { VarveError } from '@varve/images/errors.ts'
 import { demandOf } from '@varve/images/filesystems/ext4/demand.ts'
+import type { Demand } from '@varve/images/filesystems/ext4/demand.ts'
 import { ext4SizeBytes, writeExt4 } from '@varve/images/filesystems/ext4/writer.ts'
 import type { Ext4Figures } from '@varve/images/filesystems/ext4/writer.ts'
 import { fat32SizeBytes, writeFat32 } from '@varve/images/filesystems/fat/writer.ts'
@@ -58,10 +59,11 @@ export function layOutDisk(source: DiskSource, writer: ChunkWriter): LaidOutDisk
   const timeSeconds = diskTime(tree)
   const rootUuid = deriveUuid(recipe, 'root filesystem')
   const freeBytes = disk.sizeBytes === null ? (disk.freeBytes ?? Math.max(FREE_BYTES_MIN, Math.ceil(tree.contentBytes * FREE_SHARE))) : 0
-  const rootBytes = ext4SizeBytes(tree, { freeBytes })
+  const demand = demandOf(tree)
+  const rootBytes = ext4SizeBytes(tree, { freeBytes, demand })
   // The configuration names partitions, whose identifiers do not depend on their sizes; so the plan can be made twice.
   const sizes = { efiBytes: EFI_BYTES_MIN, rootBytes }
-  const efi = bootKit === undefined ? undefined : bootTree(source, bootKit, planDisk(recipe, { ...disk, sizeBytes: null }, sizes), { timeSeconds, writer })
+  const efi = bootKit === undefined ? undefined : bootTree(source, bootKit, planDisk(recipe, { ...disk, sizeBytes: null }, sizes), { demand, timeSeconds, writer })
   if (efi !== undefined) sizes.efiBytes = Math.max(EFI_BYTES_MIN, fat32SizeBytes(efi, { freeBytes: 0 }))
   const plan = planDisk(recipe, disk, sizes)
   const layout = new DiskLayout(plan.diskBytes)
@@ -77,14 +79,16 @@ export function layOutDisk(source: DiskSource, writer: ChunkWriter): LaidOutDisk
     hashSeed: deriveUuid(recipe, 'directory hash'),
     label: disk.label,
     timeSeconds,
+    demand,
   })
   return { layout, plan, rootUuid: uuidToString(rootUuid), root }
 }
 
-function bootTree({ recipe, disk, tree }: DiskSource, bootKit: BootKit, plan: DiskPlan, { timeSeconds, writer }: { timeSeconds: number; writer: ChunkWriter }): Tree {
+function bootTree({ recipe, disk, tree }: DiskSource, bootKit: BootKit, plan: DiskPlan, { demand, timeSeconds, writer }: { demand: Demand; timeSeconds: number; writer: ChunkWriter }): Tree {
   const kernels = findKernels(tree)
   if (kernels.length === 0) throw new VarveError('BOOT_MISSING', 'no layer holds a kernel (boot/vmlinuz-VERSION); add one that does, or give the CVD --boot none')
-  const lent = grubReads(tree) ? undefined : lendKernels(kernels)
+  // GRUB refuses filesystems with extended attributes so long that they have inodes of their own (ea_inode).
+  const lent = demand.outsideBlocks === 0 ? undefined : lendKernels(kernels)
   const config = grubConfig({
     kernels: lent?.kernels ?? kernels,
     kernelsOn: lent === undefined ? 'root' : 'efi',
@@ -95,11 +99,6 @@ function bootTree({ recipe, disk, tree }: DiskSource, bootKit: BootKit, plan: Di
     kernelCommandLine: disk.kernelCommandLine,
   })
   return efiTree(bootKit, config, { timeSeconds, writer, source: tree, kernels: lent?.files ?? [] })
-}
-
-/** GRUB refuses filesystems with extended attributes so long that they have inodes of their own (ea_inode). */
-function grubReads(tree: Tree): boolean {
-  return demandOf(tree).outsideBlocks === 0
 }
 
 function writePartitionTable(layout: DiskLayout, plan: DiskPlan, bootKit: BootKit | undefined): void {

@@ -16,13 +16,16 @@ export function windowStart(offset: number): number {
   return offset - (offset % FIXED_BYTES)
 }
 
+/** Takes what was cut. */
+export type CutSink = Pick<BlockMapBuilder, 'addChunk' | 'data' | 'zero'>
+
 export class BlockCutter {
-  readonly #builder: BlockMapBuilder
+  readonly #builder: CutSink
   readonly #writer: ChunkWriter
   readonly #zeroes: 'leave' | 'mention'
 
   /** @param options.zeroes what becomes of blocks that are all zero: left unmentioned, or mentioned as ZERO */
-  constructor(builder: BlockMapBuilder, writer: ChunkWriter, { zeroes }: { zeroes: 'leave' | 'mention' }) {
+  constructor(builder: CutSink, writer: ChunkWriter, { zeroes }: { zeroes: 'leave' | 'mention' }) {
     this.#builder = builder
     this.#writer = writer
     this.#zeroes = zeroes

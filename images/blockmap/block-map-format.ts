@@ -4,7 +4,7 @@
 import { DIGEST_BYTES } from '../chunk/digest.ts'
 import { CHUNK_BYTES_MAX } from '../chunk/limits.ts'
 import { VarveError } from '../errors.ts'
-import { ChunkTable, digestWords } from '../chunk/chunk-table.ts'
+import { digestWords, repeatedDigest } from '../chunk/chunk-table.ts'
 import type { ChunkColumns } from '../chunk/chunk-table.ts'
 import { BELOW, HOLE, SPECIAL_MIN, ZERO } from './extent-columns.ts'
 
@@ -216,12 +216,9 @@ function spread(dataOffsets: Uint32Array, refs: Uint32Array): Uint32Array {
 }
 
 function checkChunks(chunkDigests: Uint8Array, chunkBytes: Uint32Array): void {
-  const table = new ChunkTable(chunkBytes.length)
-  const words = digestWords(chunkDigests)
-  for (let chunk = 0; chunk < chunkBytes.length; chunk++) {
-    if (chunkBytes[chunk] === 0) throw invalid(`chunk ${chunk} is empty`)
-    if (table.addFrom(words, chunk, chunkBytes[chunk]) !== chunk) throw invalid(`chunk ${chunk} stands in it twice`)
-  }
+  for (let chunk = 0; chunk < chunkBytes.length; chunk++) if (chunkBytes[chunk] === 0) throw invalid(`chunk ${chunk} is empty`)
+  const repeated = repeatedDigest(digestWords(chunkDigests))
+  if (repeated >= 0) throw invalid(`chunk ${repeated} stands in it twice`)
 }
 
 function checkExtents({ sizeBytes, starts, refs, chunkOffsets, chunkBytes }: BlockMapColumns): void {

@@ -119,7 +119,8 @@ export class BlockMap {
   }
 }
 
-function checkCount<Columns extends { starts: Float64Array }>(columns: Columns): Columns {
+/** @throws VarveError LIMIT_EXCEEDED */
+export function checkCount<Columns extends { starts: Float64Array }>(columns: Columns): Columns {
   if (columns.starts.length > EXTENTS_MAX) throw new VarveError('LIMIT_EXCEEDED', `block map: ${columns.starts.length} extents are more than ${EXTENTS_MAX}`)
   return columns
 }

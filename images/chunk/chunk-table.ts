@@ -14,6 +14,10 @@ const DIGEST_WORDS = DIGEST_BYTES / 4
  */
 const MULTIPLIERS = randomFillSync(new Uint32Array(DIGEST_WORDS * 2))
 
+/** In `repeatedDigest`: so that one digest in 32 shares its place by chance. */
+const PLACES_PER_DIGEST = 32
+const PLACE_BITS_MAX = 27
+
 export interface ChunkColumns {
   /** 32 bytes a chunk; starts at a multiple of 4 bytes of its buffer. */
   chunkDigests: Uint8Array
@@ -23,6 +27,39 @@ export interface ChunkColumns {
 /** A column of digests as eight words a digest, a view. */
 export function digestWords(chunkDigests: Uint8Array): Uint32Array {
   return new Uint32Array(chunkDigests.buffer, chunkDigests.byteOffset, chunkDigests.length / 4)
+}
+
+/**
+ * Number of a digest that stands earlier in its column too, or -1. The first bits of a digest tell nearly all apart, at a fraction of what
+ * a table costs; only those that share them are entered in one.
+ * @param words the column, eight words a digest
+ */
+export function repeatedDigest(words: Uint32Array): number {
+  const count = words.length / DIGEST_WORDS
+  const bits = Math.min(Math.max(Math.ceil(Math.log2(count * PLACES_PER_DIGEST)), 5), PLACE_BITS_MAX)
+  const shift = 32 - bits
+  const taken = new Int32Array(2 ** (bits - 5))
+  const shared = new Int32Array(2 ** (bits - 5))
+  let sharing = 0
+  for (let chunk = 0; chunk < count; chunk++) {
+    const place = words[chunk * DIGEST_WORDS] >>> shift
+    const bit = 1 << (place & 31)
+    if ((taken[place >>> 5] & bit) === 0) {
+      taken[place >>> 5] |= bit
+    } else {
+      shared[place >>> 5] |= bit
+      sharing++
+    }
+  }
+  if (sharing === 0) return -1
+  const table = new ChunkTable(sharing * 2)
+  for (let chunk = 0; chunk < count; chunk++) {
+    const place = words[chunk * DIGEST_WORDS] >>> shift
+    if ((shared[place >>> 5] & (1 << (place & 31))) === 0) continue
+    const number = table.count
+    if (table.addFrom(words, chunk, 1) !== number) return chunk
+  }
+  return -1
 }
 
 export class ChunkTable {
@@ -67,6 +104,16 @@ export class ChunkTable {
     return this.#number(bytes)
   }
 
+  /** Number of a chunk of a column of digests that is in the table, or -1. @param words the column, eight words a digest */
+  find(words: Uint32Array, chunk: number, bytes: number): number {
+    const count = this.#count
+    const found = this.addFrom(words, chunk, bytes)
+    if (found < count) return found
+    this.#slots[this.#find(found)] = 0
+    this.#count = count
+    return -1
+  }
+
   /** Number of the chunk whose digest stands behind the last one: that place is kept for it if it is new. */
   #number(bytes: number): number {
     const slot = this.#find(this.#count)
@@ -80,6 +127,11 @@ export class ChunkTable {
       throw new VarveError('FORMAT_INVALID', `chunk ${digestToHex(this.digest(found))} is said to be ${this.#bytes[found]} bytes and ${bytes} bytes`)
     }
     return found
+  }
+
+  /** The digests, eight words each; a view that is valid until the next chunk is added. */
+  get words(): Uint32Array {
+    return this.#words
   }
 
   /** Length of a chunk, bytes. */
@@ -138,7 +190,12 @@ export class ChunkTable {
     bytes.set(this.#bytes)
     this.#bytes = bytes
     this.#slots = new Uint32Array(this.#slots.length * 2)
-    for (let chunk = 0; chunk < this.#count; chunk++) this.#slots[this.#find(chunk)] = chunk + 1
+    const mask = this.#slots.length - 1
+    for (let chunk = 0; chunk < this.#count; chunk++) {
+      let slot = hashOf(this.#words, chunk * DIGEST_WORDS) & mask
+      while (this.#slots[slot] !== 0) slot = (slot + 1) & mask
+      this.#slots[slot] = chunk + 1
+    }
   }
 }
 

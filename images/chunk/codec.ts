@@ -1,7 +1,7 @@
 /**
  * Codecs: how the bytes of a chunk are kept. Each chunk is compressed by itself; docs/formats/chunk.md.
  */
-import { compressSync as lz4Compress, uncompressSync as lz4Uncompress } from 'lz4-napi'
+import { createRequire } from 'node:module'
 import { VarveError } from '../errors.ts'
 import { zstdCompressInto, zstdDecompressInto } from '../native/zstd.ts'
 import { CHUNK_BYTES_MAX } from './limits.ts'
@@ -13,6 +13,10 @@ export const CODECS: readonly Codec[] = ['none', 'lz4', 'zstd']
 
 /** Level of zstd where none is given; figures in docs/formats/chunk.md#codecs. */
 export const ZSTD_LEVEL_DEFAULT = 2
+
+/** Loaded when it is first needed: most processes meet no lz4. */
+const lz4 = (): typeof import('lz4-napi') => (loadedLz4 ??= createRequire(import.meta.url)('lz4-napi') as typeof import('lz4-napi'))
+let loadedLz4: typeof import('lz4-napi') | undefined
 
 /** lz4: bytes of the raw length that stands before the block. */
 const LZ4_PREFIX_BYTES = 4
@@ -38,7 +42,7 @@ export function compressInto(target: Uint8Array, source: Uint8Array, options: Co
     const length = zstdCompressInto(target.subarray(0, room), source, options.level ?? ZSTD_LEVEL_DEFAULT)
     if (length > 0) return { codec: 'zstd', length }
   } else if (options.codec === 'lz4') {
-    const block = lz4Compress(asBuffer(source))
+    const block = lz4().compressSync(asBuffer(source))
     if (block.length <= room) {
       target.set(block)
       return { codec: 'lz4', length: block.length }
@@ -92,7 +96,7 @@ function lz4Decompress(bytes: Uint8Array, rawBytes: number): Uint8Array | undefi
   const stated = bytes[0] | (bytes[1] << 8) | (bytes[2] << 16) | (bytes[3] << 24)
   if (stated !== rawBytes) return undefined
   try {
-    const content = lz4Uncompress(bytes)
+    const content = lz4().uncompressSync(bytes)
     return content.length === rawBytes ? content : undefined
   } catch {
     return undefined

@@ -5,7 +5,7 @@
  * and attribute sets are numbered by first use, so that only second uses stand in the bytes. What cannot be written need not be checked,
  * and one content has one encoding.
  */
-import { ChunkTable, digestWords } from '../chunk/chunk-table.ts'
+import { digestWords, repeatedDigest } from '../chunk/chunk-table.ts'
 import { CHUNK_BYTES_MAX } from '../chunk/limits.ts'
 import { VarveError } from '../errors.ts'
 import {
@@ -411,11 +411,7 @@ function readChunks(sections: Sections) {
     if (chunkBytes[chunk] > CHUNK_BYTES_MAX) throw new VarveError('LIMIT_EXCEEDED', `tree: chunk ${chunk} is larger than ${CHUNK_BYTES_MAX} bytes`)
   }
   const chunkDigests = sections.u8('chunkDigests')
-  const words = digestWords(chunkDigests)
-  const table = new ChunkTable(chunkBytes.length)
-  for (let chunk = 0; chunk < chunkBytes.length; chunk++) {
-    if (table.addFrom(words, chunk, chunkBytes[chunk]) !== chunk) throw invalid('a digest stands twice')
-  }
+  if (repeatedDigest(digestWords(chunkDigests)) >= 0) throw invalid('a digest stands twice')
   return { chunkBytes, chunkDigests }
 }
 

@@ -75,6 +75,14 @@ test('what is not a command ends with 2 and says how it is used, help ends with 
     assert.equal(stdout, '')
     assert.match(stderr, /error:|Usage:/)
   }
+  const { version } = JSON.parse(readFileSync(path.resolve(import.meta.dirname, '../../package.json'), 'utf8'))
+  assert.deepEqual([run(home, '--version').status, run(home, '--version').stdout], [0, `${version}\n`])
+  // Only commands of the nouns on the line are loaded: names that are nouns do no harm, and help has them all.
+  assert.match(run(home, 'layer', 'show', 'serve').stderr, /NOT_FOUND/)
+  for (const args of [['--help'], ['help'], ['--help', 'layer']]) {
+    const listed = run(home, ...args).stdout
+    for (const noun of ['layer', 'cvd', 'compose', 'serve', 'snapshot', 'gc', 'verify', 'doctor']) assert.match(listed, new RegExp(`^  ${noun}\\b`, 'm'), `varve ${args.join(' ')}`)
+  }
   const help = run(home, '--help')
   assert.equal(help.status, 0)
   assert.match(help.stdout, /layer.*\n[^]*serve/)

@@ -1,6 +1,7 @@
 /**
  * `varve compose`: lays the disk of a CVD out and says what it is; with --dry-run only how the layers merge.
  */
+import { setFlagsFromString } from 'node:v8'
 import type { Command } from 'commander'
 import { compose, ComposeConflictError, mergeRecipe } from '@varve/composer/compose.ts'
 import type { Composition } from '@varve/composer/compose.ts'
@@ -34,13 +35,26 @@ async function composeCvd(invocation: Invocation, home: Home, cvd: string): Prom
   const { signal } = invocation
   const recipe = await prepareRecipe({ cvd }, { catalog, store, signal })
   try {
-    const composition = await compose(recipe, { store, catalog, signal })
+    const composition = await withoutTurbofan(() => compose(recipe, { store, catalog, signal }))
     invocation.result(compositionDocument(cvd, composition), compositionText(composition))
   } catch (error) {
     if (!(error instanceof ComposeConflictError)) throw error
     invocation.result({ error: { code: error.code, message: error.message }, conflicts: error.report.conflicts }, '')
     invocation.note(conflictText(error.report))
     throw error
+  }
+}
+
+/**
+ * What runs for less than a second ends before the code of V8's slowest compiler is worth its making, on threads that take a processor of their own.
+ * The flag is put back, since modules are kept in compiled form under the flags that hold when the process ends.
+ */
+async function withoutTurbofan<Result>(work: () => Promise<Result>): Promise<Result> {
+  setFlagsFromString('--no-turbofan')
+  try {
+    return await work()
+  } finally {
+    setFlagsFromString('--turbofan')
   }
 }
 

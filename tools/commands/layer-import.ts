@@ -3,7 +3,6 @@
  */
 import { InvalidArgumentError, Option } from 'commander'
 import type { Command } from 'commander'
-import { importLayer } from '@varve/composer/import/import-layer.ts'
 import { SOURCE_FORMS } from '@varve/composer/import/source.ts'
 import { LAYER_KINDS } from '@varve/images/store/catalog.ts'
 import type { LayerKind } from '@varve/images/store/catalog.ts'
@@ -24,8 +23,9 @@ export function addLayerImport(layer: Command): void {
     .option('--workers <number>', 'threads that read, hash and compress; default: one for each processor', parseWorkers)
     .description('import files as the next version of a layer')
     .action(action(async (invocation, name: string, source: string, options: ImportOptions) => {
+      const { importLayer } = await import('@varve/composer/import/import-layer.ts')
       await using home = await invocation.openHome()
-      const progress = invocation.progress(`importing ${name}`)
+      const progress = await invocation.progress(`importing ${name}`)
       const started = performance.now()
       try {
         const { layers, figures } = await importLayer({

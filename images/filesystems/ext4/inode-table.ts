@@ -9,6 +9,9 @@ import { EXTRA_ISIZE_BYTES, INODE, INODE_BYTES, INODE_XATTR_BYTES, viewOf } from
 export const TIME_SECONDS_MIN = -(2 ** 31)
 export const TIME_SECONDS_MAX = 2 ** 34 - 2 ** 31 - 1
 
+const INODE_SHORTS = INODE_BYTES / 2
+const INODE_WORDS = INODE_BYTES / 4
+
 const afterXattrs = zeroesChecksum(INODE_XATTR_BYTES)
 
 export interface InodeFields {
@@ -23,6 +26,9 @@ export interface InodeFields {
 export class InodeTable {
   readonly bytes: Uint8Array
   readonly view: DataView
+  /** The same bytes, whose fields are aligned; cheaper than the view while little has been compiled. Little-endian, as are the machines that we run on. */
+  readonly #shorts: Uint16Array
+  readonly #words: Uint32Array
   readonly #seed: number
   /** Times that did not fit and were moved to the nearest that does. */
   timesClamped = 0
@@ -31,6 +37,8 @@ export class InodeTable {
   constructor(options: { inodes: number; uuid: Uint8Array }) {
     this.bytes = new Uint8Array(options.inodes * INODE_BYTES)
     this.view = viewOf(this.bytes)
+    this.#shorts = new Uint16Array(this.bytes.buffer)
+    this.#words = new Uint32Array(this.bytes.buffer)
     this.#seed = filesystemSeed(options.uuid)
   }
 
@@ -49,38 +57,39 @@ export class InodeTable {
   }
 
   set(number: number, fields: InodeFields): void {
-    const { view } = this
-    const at = this.offset(number)
-    view.setUint16(at + INODE.mode, fields.mode, true)
-    view.setUint16(at + INODE.uidLow, fields.uid & 0xffff, true)
-    view.setUint16(at + INODE.uidHigh, fields.uid >>> 16, true)
-    view.setUint16(at + INODE.gidLow, fields.gid & 0xffff, true)
-    view.setUint16(at + INODE.gidHigh, fields.gid >>> 16, true)
-    view.setUint16(at + INODE.links, 1, true)
-    view.setUint16(at + INODE.extraIsize, EXTRA_ISIZE_BYTES, true)
-    this.#setTimes(at, fields.seconds, fields.nanoseconds)
+    const at = (number - 1) * INODE_SHORTS
+    const shorts = this.#shorts
+    shorts[at + INODE.mode / 2] = fields.mode
+    shorts[at + INODE.uidLow / 2] = fields.uid
+    shorts[at + INODE.uidHigh / 2] = fields.uid >>> 16
+    shorts[at + INODE.gidLow / 2] = fields.gid
+    shorts[at + INODE.gidHigh / 2] = fields.gid >>> 16
+    shorts[at + INODE.links / 2] = 1
+    shorts[at + INODE.extraIsize / 2] = EXTRA_ISIZE_BYTES
+    this.#setTimes(number, fields.seconds, fields.nanoseconds)
   }
 
   setLinks(number: number, links: number): void {
-    this.view.setUint16(this.offset(number) + INODE.links, links, true)
+    this.#shorts[(number - 1) * INODE_SHORTS + INODE.links / 2] = links
   }
 
   setFlags(number: number, flags: number): void {
-    this.view.setUint32(this.offset(number) + INODE.flags, flags, true)
+    this.#words[(number - 1) * INODE_WORDS + INODE.flags / 4] = flags
   }
 
   setSize(number: number, bytes: number): void {
-    const at = this.offset(number)
-    this.view.setUint32(at + INODE.sizeLow, bytes >>> 0, true)
-    this.view.setUint32(at + INODE.sizeHigh, Math.floor(bytes / 2 ** 32), true)
+    const at = (number - 1) * INODE_WORDS
+    this.#words[at + INODE.sizeLow / 4] = bytes
+    this.#words[at + INODE.sizeHigh / 4] = bytes / 2 ** 32
   }
 
   /** Adds to the 512-byte sectors that the inode takes. */
   addSectors(number: number, sectors: number): void {
-    const at = this.offset(number)
-    const total = this.view.getUint32(at + INODE.blocksLow, true) + this.view.getUint16(at + INODE.blocksHigh, true) * 2 ** 32 + sectors
-    this.view.setUint32(at + INODE.blocksLow, total >>> 0, true)
-    this.view.setUint16(at + INODE.blocksHigh, Math.floor(total / 2 ** 32), true)
+    const low = (number - 1) * INODE_WORDS + INODE.blocksLow / 4
+    const high = (number - 1) * INODE_SHORTS + INODE.blocksHigh / 2
+    const total = this.#words[low] + this.#shorts[high] * 2 ** 32 + sectors
+    this.#words[low] = total
+    this.#shorts[high] = total / 2 ** 32
   }
 
   /** Block with the extended attributes that do not fit the inode. */
@@ -114,8 +123,7 @@ export class InodeTable {
   }
 
   /** All four times are one: what is not in the tree must not differ from one composition to the next. */
-  #setTimes(at: number, seconds: number, nanoseconds: number): void {
-    const { view } = this
+  #setTimes(number: number, seconds: number, nanoseconds: number): void {
     let clamped = seconds
     let fraction = nanoseconds
     if (seconds < TIME_SECONDS_MIN || seconds > TIME_SECONDS_MAX) {
@@ -123,17 +131,18 @@ export class InodeTable {
       fraction = 0
       this.timesClamped++
     }
-    const low = clamped | 0
-    const epoch = ((clamped - low) / 2 ** 32) & 3
-    const extra = ((fraction << 2) | epoch) >>> 0
-    view.setInt32(at + INODE.atime, low, true)
-    view.setInt32(at + INODE.ctime, low, true)
-    view.setInt32(at + INODE.mtime, low, true)
-    view.setInt32(at + INODE.crtime, low, true)
-    view.setUint32(at + INODE.atimeExtra, extra, true)
-    view.setUint32(at + INODE.ctimeExtra, extra, true)
-    view.setUint32(at + INODE.mtimeExtra, extra, true)
-    view.setUint32(at + INODE.crtimeExtra, extra, true)
+    const epoch = ((clamped - (clamped | 0)) / 2 ** 32) & 3
+    const extra = (fraction << 2) | epoch
+    const words = this.#words
+    const at = (number - 1) * INODE_WORDS
+    words[at + INODE.atime / 4] = clamped
+    words[at + INODE.ctime / 4] = clamped
+    words[at + INODE.mtime / 4] = clamped
+    words[at + INODE.crtime / 4] = clamped
+    words[at + INODE.atimeExtra / 4] = extra
+    words[at + INODE.ctimeExtra / 4] = extra
+    words[at + INODE.mtimeExtra / 4] = extra
+    words[at + INODE.crtimeExtra / 4] = extra
   }
 }
 

@@ -17,11 +17,13 @@ const FREE_BYTES_MIN = 2 ** 30
 export interface Ext4SizeOptions {
   /** Bytes that anyone (not only root) can write to; default a quarter of the content and at least 1 GiB. */
   freeBytes?: number
+  /** What `demandOf` says of the tree, if the caller has asked already. */
+  demand?: Demand
 }
 
 /** Smallest size in bytes, a multiple of 1 MiB, at which the tree fits and so much is left free. @throws VarveError LIMIT_EXCEEDED */
 export function ext4SizeBytes(tree: Tree, options: Ext4SizeOptions = {}): number {
-  const demand = demandOf(tree)
+  const demand = options.demand ?? demandOf(tree)
   const freeBytes = options.freeBytes ?? Math.max(FREE_BYTES_MIN, Math.ceil(demand.fileBlocks * BLOCK_BYTES * FREE_SHARE))
   return sizeFor(demand, freeBytes)
 }

@@ -47,6 +47,8 @@ export interface Ext4Options {
   timeSeconds: number
   /** Inodes of the tree whose data is laid out first, one after the other. Those that are no files are passed over. */
   order?: ArrayLike<number>
+  /** What `demandOf` says of the tree, if the caller has asked already. */
+  demand?: Demand
 }
 
 export interface Ext4Figures {
@@ -113,7 +115,7 @@ class Ext4Writer {
       chunk: (offset, length, chunk, chunkOffset) => sink.chunk(offset, length, chunk, chunkOffset),
     }
     this.#order = orderInodes(tree)
-    this.#demand = demandOf(tree)
+    this.#demand = options.demand ?? demandOf(tree)
     this.#geometry = fittingGeometry(this.#demand, options.sizeBytes)
     this.#allocator = new BlockAllocator(this.#geometry)
     this.#table = new InodeTable({ inodes: this.#demand.inodes, uuid: options.uuid })

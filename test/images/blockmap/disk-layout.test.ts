@@ -1,7 +1,7 @@
 /** Disk layouts: what is mentioned appears on the disk, what was generated becomes chunks at fixed places. */
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
-import { SPECIAL_MIN } from '@varve/images/blockmap/block-map.ts'
+import { HOLE, SPECIAL_MIN } from '@varve/images/blockmap/block-map.ts'
 import type { BlockMap } from '@varve/images/blockmap/block-map.ts'
 import { DiskLayout } from '@varve/images/blockmap/disk-layout.ts'
 import { MemoryStore } from '@varve/images/store/memory-store.ts'
@@ -125,6 +125,20 @@ describe('a disk layout', () => {
     const [first, second] = [layout.volume(0, 2, one), layout.volume(2, 2, other)]
     for (const sink of [first, second]) for (const chunk of [0, 1]) sink.chunk(chunk, 1, chunk, 0)
     assert.deepEqual([...layout.build(new MemoryStore().writer()).refs], [0, 1, 2].flatMap(ref => ref === 1 ? [1, 1] : [ref]))
+  })
+
+  test('what is generated as a file of the tree has it is the same chunk, whichever comes first', () => {
+    const block = Buffer.alloc(4096, 7)
+    for (const [ofTree, generated] of [[0, 8192], [8192, 0]]) {
+      const layout = new DiskLayout(16384)
+      const sink = layout.volume(0, 16384, treeOf([Buffer.alloc(4096, 1), block]))
+      sink.chunk(ofTree, 4096, 1, 0)
+      sink.bytes(generated, block)
+      sink.chunk(12288, 4096, 0, 0)
+      const map = layout.build(new MemoryStore().writer())
+      assert.deepEqual([...map.refs], [0, HOLE, 0, 1])
+      assert.equal(map.chunkCount, 2)
+    }
   })
 
   test('a byte that is mentioned twice is a bug', () => {

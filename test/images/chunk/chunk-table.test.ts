@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
-import { ChunkTable } from '@varve/images/chunk/chunk-table.ts'
+import { ChunkTable, digestWords, repeatedDigest } from '@varve/images/chunk/chunk-table.ts'
 import { Random, testSeed } from '../../random.ts'
 
 const seed = testSeed()
@@ -23,6 +23,38 @@ describe('chunk table', () => {
     const table = new ChunkTable()
     table.add(Buffer.alloc(32, 1), 10)
     assert.throws(() => table.add(Buffer.alloc(32, 1), 11), { code: 'FORMAT_INVALID' })
+  })
+
+  test('finds what is in it, and only that, and is as it was', () => {
+    const random = new Random(seed)
+    const table = new ChunkTable()
+    const known = Array.from({ length: 300 }, () => random.bytes(32))
+    const unknown = Array.from({ length: 300 }, () => random.bytes(32))
+    for (const digest of known) table.add(digest, 5)
+    const words = digestWords(new Uint8Array(Buffer.concat([...known, ...unknown])))
+    for (let chunk = 0; chunk < 600; chunk++) assert.equal(table.find(words, chunk, 5), chunk < 300 ? chunk : -1, `VARVE_TEST_SEED=${seed}`)
+    assert.throws(() => table.find(words, 0, 6), { code: 'FORMAT_INVALID' })
+    assert.equal(table.count, 300)
+    assert.equal(table.add(unknown[299], 7), 300)
+    for (const digest of known) assert.ok(table.add(digest, 5) < 300)
+  })
+
+  test('a digest that stands twice in a column is found, wherever it stands and however alike the others are', () => {
+    const random = new Random(seed)
+    for (let round = 0; round < 300; round++) {
+      const count = random.between(1, 400)
+      const alike = random.pick([0, 0, 1, 4, 28])
+      const common = random.bytes(alike)
+      // A number makes them differ in their last bytes.
+      const digests = Array.from({ length: count }, (_, index) => Buffer.concat([common, random.bytes(28 - alike), Buffer.from(Uint32Array.of(index).buffer)]))
+      const column = (): Uint32Array => digestWords(new Uint8Array(Buffer.concat(digests)))
+      assert.equal(repeatedDigest(column()), -1, `VARVE_TEST_SEED=${seed}`)
+      if (count < 2) continue
+      const second = random.between(1, count - 1)
+      digests[second] = digests[random.below(second)]
+      assert.equal(repeatedDigest(column()), second, `VARVE_TEST_SEED=${seed}`)
+    }
+    assert.equal(repeatedDigest(new Uint32Array()), -1)
   })
 
   /** With a table that such digests could crowd, each of these would take minutes. */
