@@ -170,7 +170,17 @@ export class SocketTransport implements Transport, BusyMember {
     if ((events & POLLOUT) !== 0) this.#sendRests()
     // An end or a failure is for the stream to see.
     if ((events & ~(POLLIN | POLLOUT)) !== 0 && (events & POLLIN) === 0) return false
-    return (events & POLLIN) === 0 || this.#paused || !this.#busy ? this.#busy : this.#receive()
+    return (events & POLLIN) === 0 || this.#paused || !this.#busy ? this.#busy : this.tryReceive() ?? true
+  }
+
+  tryReceive(): boolean | undefined {
+    if (this.#socket.destroyed) return false
+    if (this.#paused) return undefined
+    const place = this.#events.target() ?? this.#loop.receiveBuffer
+    const bytes = receiveNow(this.fd, place)
+    if (bytes < 0) return undefined
+    if (bytes > 0) this.#deliver(bytes, place)
+    return bytes > 0 && this.#busy
   }
 
   givenBack(): void {
@@ -178,14 +188,6 @@ export class SocketTransport implements Transport, BusyMember {
     this.#deliveries = 0
     for (const rest of this.#rests.splice(0)) this.#stream(rest)
     if (!this.#paused && !this.#socket.destroyed) this.#socket.resume()
-  }
-
-  #receive(): boolean {
-    const place = this.#events.target() ?? this.#loop.receiveBuffer
-    const bytes = receiveNow(this.fd, place)
-    if (bytes === 0) return false
-    if (bytes > 0) this.#deliver(bytes, place)
-    return this.#busy
   }
 
   /** @returns false if the event loop is to read no more */
