@@ -12,7 +12,7 @@ import type { ExportProvider } from './export.ts'
 import { NBD_LIMIT_RANGES, NBD_LIMITS, type NbdLimits } from './limits.ts'
 import { type ServerSnapshot, serverSnapshot } from './metrics.ts'
 import { type PolicyOptions, policyOf, sendablePolicy } from './policy.ts'
-import { duplicate } from './socket-calls.ts'
+import { duplicate, widenSendBuffer } from './socket-calls.ts'
 import type { ThreadExports } from './thread-messages.ts'
 import { ThreadPool } from './thread-pool.ts'
 
@@ -147,6 +147,8 @@ export class NbdServer implements AsyncDisposable {
       this.#log.error('connection refused: the process may have no more descriptors')
       return
     }
+    // TCP finds the size of its buffers by itself.
+    if (address === undefined) widenSendBuffer(fd)
     const arrival: Arrival = { id: ++this.#accepted, fd, client }
     this.#open.set(arrival.id, address)
     if (address !== undefined) this.#perPeer.set(address, ofPeer + 1)

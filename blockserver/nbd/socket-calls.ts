@@ -12,6 +12,7 @@ const send = libc.func('int64_t send(int fd, const void *bytes, size_t length, i
 const sendmsg = libc.func('int64_t sendmsg(int fd, const void *message, int flags)')
 const poll = libc.func('int poll(void *descriptors, unsigned long count, int timeoutMs)')
 const fcntl = libc.func('int fcntl(int fd, int command, int argument)')
+const setsockopt = libc.func('int setsockopt(int fd, int level, int name, const int *value, uint32_t length)')
 const socketpair = libc.func('int socketpair(int domain, int type, int protocol, _Out_ int *fds)')
 const { EAGAIN, EINTR } = koffi.os.errno
 
@@ -19,6 +20,9 @@ const MSG_DONTWAIT = 0x40
 const MSG_NOSIGNAL = 0x4000
 const F_DUPFD_CLOEXEC = 1030
 const AF_UNIX = 1
+const SOL_SOCKET = 1
+const SO_SNDBUF = 7
+const SO_SNDBUFFORCE = 32
 const SOCK_STREAM = 1
 const SOCK_NONBLOCK = 0x800
 const SOCK_CLOEXEC = 0x80000
@@ -80,6 +84,15 @@ function isLater(): boolean {
 export function duplicate(fd: number): number | undefined {
   const other = Number(fcntl(fd, F_DUPFD_CLOEXEC, 0))
   return other < 0 ? undefined : other
+}
+
+/** What the kernel takes of a unix socket before its peer has read it: more than the kernel's default, which is less than a few large replies. */
+const SEND_BUFFER_BYTES = 512 * 1024
+
+/** As far as the process may: without privileges the system sets a limit. */
+export function widenSendBuffer(fd: number): void {
+  const value = [SEND_BUFFER_BYTES]
+  if (setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, value, 4) !== 0) setsockopt(fd, SOL_SOCKET, SO_SNDBUF, value, 4)
 }
 
 /** Two sockets that are connected to each other. Undefined if the process may have no more. */
