@@ -8,8 +8,10 @@ import { POLLIN, PollSet } from './socket-calls.ts'
 
 /** Connections of one thread that are served in this way at one time; others are served by the event loop. */
 const MEMBERS_MAX = 64
-/** How long the event loop waits at most for its turn: it may have timers. */
-const TURN_MS = 1
+/** How long the event loop waits at most for its turn while requests come without a pause: it may have timers. */
+const TURN_MS = 5
+/** And while nothing comes. */
+const WAIT_MS = 1
 /** A connection that is silent for so long is given back. */
 const SILENT_MS = 50
 /** How often one connection is asked before it is waited for: about as long as a client needs that sends its next request at once. */
@@ -40,13 +42,16 @@ export class BusyLoop {
   /** Descriptor by which the event loop of this thread waits: undefined until it is looked for, -1 if it was not found. */
   #eventLoopFd: number | undefined
   #nowMs = 0
+  /** The event loop has something to do that poll(2) does not see. */
+  #yields = false
   /** Above 0: trying has been of use. */
   #credit = CREDIT_MAX
   #scheduled: NodeJS.Immediate | undefined
 
   readonly #turn = () => {
     this.#scheduled = undefined
-    this.#run()
+    if (this.#yields) this.#yields = false
+    else this.#run()
     if (this.#members.length > 0) this.#scheduled = setImmediate(this.#turn)
   }
 
@@ -67,6 +72,11 @@ export class BusyLoop {
     this.#poll.change(this.#members.indexOf(member), events)
   }
 
+  /** A promise or a callback is to have its turn now, before anything is waited for. */
+  yield(): void {
+    this.#yields = true
+  }
+
   /** Lets go of a connection, if it has it, without a word. */
   drop(member: BusyMember): void {
     const index = this.#members.indexOf(member)
@@ -83,32 +93,32 @@ export class BusyLoop {
     this.#nowMs = performance.now()
     const untilMs = this.#nowMs + TURN_MS
     while (this.#members.length > 0 && this.#nowMs < untilMs) {
-      if (this.#members.length === 1) this.#tryOne(this.#members[0])
+      const served = this.#members.length === 1 && this.#tryOne(this.#members[0])
       const count = this.#members.length
-      if (count === 0) break
+      if (count === 0 || this.#yields) break
       this.#poll.add(this.#eventLoopFd!, POLLIN)
-      const ready = this.#poll.wait(TURN_MS)
+      const ready = this.#poll.wait(served ? 0 : WAIT_MS)
       const wanted = this.#poll.seen(count) !== 0
       this.#poll.remove(count)
       this.#nowMs = performance.now()
       if (ready > 0) this.#serve()
-      if (wanted) break
+      if (wanted || this.#yields) break
     }
     this.#giveBackSilent()
   }
 
-  /** A client that waits for each answer sends its next request sooner than this thread could fall asleep and be woken. */
-  #tryOne(member: BusyMember): void {
-    if (this.#credit <= 0 && ++this.#credit <= 0) return
+  /** A client that waits for each answer sends its next request sooner than this thread could fall asleep and be woken. @returns true if it was served */
+  #tryOne(member: BusyMember): boolean {
+    if (this.#credit <= 0 && ++this.#credit <= 0) return false
     let served = 0
-    for (let tries = 0; tries < TRIES_MAX && served < SERVED_MAX && this.#members.length === 1; tries++) {
+    for (let tries = 0; tries < TRIES_MAX && served < SERVED_MAX && !this.#yields && this.#members.length === 1; tries++) {
       const answer = member.tryReceive()
       if (answer === undefined) continue
       served++
       tries = -1
       if (!answer) {
         this.#giveBack(member)
-        return
+        return true
       }
     }
     if (served > 0) {
@@ -116,6 +126,7 @@ export class BusyLoop {
       this.#nowMs = performance.now()
       this.#seenMs[0] = this.#nowMs
     } else if (--this.#credit === 0) this.#credit = CREDIT_RETRY
+    return served > 0
   }
 
   /** From the last one: whoever leaves has its place taken by one that had its turn. */

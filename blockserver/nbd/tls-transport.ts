@@ -115,6 +115,10 @@ class TlsTransport implements Transport {
   }
 
   /** What comes from it has been deciphered. */
+  yield(): void {
+    // The event loop has its turn always.
+  }
+
   giveAway(): net.Socket {
     return this.#socket.off('error', this.#onError).off('data', this.#onData).off('end', this.#onEnd).off('close', this.#onClose)
   }

@@ -205,7 +205,7 @@ export class Transmission implements BudgetUser {
     else if (at < bytes.length || this.#headBytes === this.#headerBytes) {
       this.#held = bytes.subarray(at)
       this.#options.transport.pause()
-      if (this.#turnBytesLeft < 0) setImmediate(() => this.#continue())
+      if (this.#turnBytesLeft < 0) this.#inNextTurn(() => this.#continue())
     }
     this.#endIfDone()
   }
@@ -508,6 +508,7 @@ export class Transmission implements BudgetUser {
     const beganMs = this.#recorder.later(type)
     this.#deviceRequests++
     this.#bytesInFlight += heldBytes
+    this.#options.transport.yield()
     const settled = () => {
       this.#recorder.answered(type, beganMs)
       this.#deviceRequests--
@@ -552,11 +553,16 @@ export class Transmission implements BudgetUser {
     this.#recorder.repliesOut(this.#replies.unsentBytes === 0 ? this.movedAtMs : performance.now())
   }
 
+  #inNextTurn(action: () => void): void {
+    setImmediate(action)
+    this.#options.transport.yield()
+  }
+
   /** Replies that become ready in one turn go out together. */
   #scheduleFlush(): void {
     if (this.#flushScheduled) return
     this.#flushScheduled = true
-    setImmediate(() => {
+    this.#inNextTurn(() => {
       this.#flushScheduled = false
       if (this.#open) {
         this.#replies.flush()

@@ -28,6 +28,8 @@ export interface Transport {
   end(): void
   /** Closes at once. */
   destroy(): void
+  /** What the connection does next is up to a promise or a callback: nothing is waited for before that has had its turn. */
+  yield(): void
   /** Gives the connection away as a stream: no event comes any more. For a transport that is paused, and has nothing unsent. */
   giveAway(): net.Socket
 }
@@ -153,6 +155,10 @@ export class SocketTransport implements Transport, BusyMember {
   destroy(): void {
     this.#leaveBusy()
     this.#socket.destroy()
+  }
+
+  yield(): void {
+    this.#loop.busy.yield()
   }
 
   /** On a descriptor of its own: bytes of this one's stream go to memory of the thread. */
