@@ -27,6 +27,8 @@ export interface BusyMember {
   readonly fd: number
   /** Something was seen: POLLIN, POLLOUT, an end or a failure. @returns false if the loop is to let go of the connection */
   ready(events: number): boolean
+  /** False while its peer most likely waits for an answer. */
+  readonly expectsMore: boolean
   /** Serves what has come by now. @returns undefined if nothing has, or nothing is waited for; false if the loop is to let go of the connection */
   tryReceive(): boolean | undefined
   /** The loop has let go of the connection. */
@@ -109,7 +111,7 @@ export class BusyLoop {
 
   /** A client that waits for each answer sends its next request sooner than this thread could fall asleep and be woken. @returns true if it was served */
   #tryOne(member: BusyMember): boolean {
-    if (this.#credit <= 0 && ++this.#credit <= 0) return false
+    if (!member.expectsMore || (this.#credit <= 0 && ++this.#credit <= 0)) return false
     let served = 0
     for (let tries = 0; tries < TRIES_MAX && served < SERVED_MAX && !this.#yields && this.#members.length === 1; tries++) {
       const answer = member.tryReceive()

@@ -514,7 +514,9 @@ export class Transmission implements BudgetUser {
       this.#deviceRequests--
       this.#bytesInFlight -= heldBytes
       this.#settle()
-      this.#scheduleFlush()
+      // Nothing else becomes ready in this turn.
+      if (this.#deviceRequests === 0) this.#sendReady()
+      else this.#scheduleFlush()
     }
     pending.then(
       () => {
@@ -564,12 +566,16 @@ export class Transmission implements BudgetUser {
     this.#flushScheduled = true
     this.#inNextTurn(() => {
       this.#flushScheduled = false
-      if (this.#open) {
-        this.#replies.flush()
-        this.#continue()
-        this.#endIfDone()
-      } else this.#finishIfUnused()
+      this.#sendReady()
     })
+  }
+
+  #sendReady(): void {
+    if (this.#open) {
+      this.#replies.flush()
+      this.#continue()
+      this.#endIfDone()
+    } else this.#finishIfUnused()
   }
 
   /** Replies are with the kernel. */

@@ -84,6 +84,8 @@ export class SocketTransport implements Transport, BusyMember {
   /** What it did not take otherwise waits in the stream: what follows goes the same way. */
   #streaming = 0
   #givenAway = false
+  /** The device is at work, and nothing was sent since. */
+  #yielded = false
 
   /** @param fd of a connected socket, which is closed with the transport */
   constructor(fd: number, loop: SocketLoop, events: TransportEvents) {
@@ -111,6 +113,10 @@ export class SocketTransport implements Transport, BusyMember {
     })
   }
 
+  get expectsMore(): boolean {
+    return !this.#yielded
+  }
+
   get isPrompt(): boolean {
     return this.#busy
   }
@@ -121,6 +127,7 @@ export class SocketTransport implements Transport, BusyMember {
   }
 
   write(outgoing: Outgoing): boolean {
+    this.#yielded = false
     const rest = { outgoing, sentBytes: 0 }
     if (this.#rests.length > 0) {
       this.#rests.push(rest)
@@ -158,6 +165,7 @@ export class SocketTransport implements Transport, BusyMember {
   }
 
   yield(): void {
+    this.#yielded = true
     this.#loop.busy.yield()
   }
 

@@ -163,6 +163,13 @@ export class ChunkCache {
     return -1
   }
 
+  /** True if a chunk is there at this moment. See `pin` */
+  has(words: Uint32Array, chunk: number, tickets: ChunkTickets): boolean {
+    const entry = this.pin(words, chunk, tickets)
+    if (entry >= 0) this.unpin(entry)
+    return entry >= 0
+  }
+
   unpin(entry: number): void {
     Atomics.sub(this.#table, this.#pins + (entry >> this.#layout.entryShift), 1)
   }

@@ -19,8 +19,8 @@ const CHUNKS_AWAITED_MAX = 64
 const DIGEST_WORDS = DIGEST_BYTES / 4
 /** Chunks that are asked for at a time ahead of a reader. */
 const CHUNKS_AHEAD_MAX = 1024
-/** A view of so many bytes may have another part. */
-const VIEW_PART_BYTES_MIN = 16 << 10
+/** A view of so many bytes may have another part: more small parts cost more than a copy. */
+const VIEW_PART_BYTES_MIN = 4 << 10
 const ZEROES = Buffer.alloc(64 << 10)
 
 class PinnedView implements DeviceView {
@@ -114,8 +114,9 @@ export class MapDevice implements BlockDevice {
     const chunks = new Set<number>()
     const end = Math.min(offset + length + READ_AHEAD_BYTES, this.sizeBytes)
     for (let index = map.indexAt(from); index < map.extentCount && map.starts[index] < end && chunks.size < CHUNKS_AHEAD_MAX; index++) {
-      if (map.refs[index] < SPECIAL_MIN) chunks.add(map.refs[index])
+      if (map.refs[index] < SPECIAL_MIN && !this.#cache.has(this.#digests, map.refs[index], this.#tickets)) chunks.add(map.refs[index])
     }
+    if (chunks.size === 0) return
     const digests = new Uint32Array(chunks.size * DIGEST_WORDS)
     const lengths = new Uint32Array(chunks.size)
     let count = 0
