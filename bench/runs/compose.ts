@@ -11,9 +11,8 @@ import { prepareRecipe } from '@varve/composer/prepare-recipe.ts'
 import { ChunkCache } from '@varve/images/device/chunk-cache.ts'
 import { MapDevice } from '@varve/images/device/map-device.ts'
 import { Home } from '@varve/images/store/home.ts'
-import { putObject } from '@varve/images/store/object.ts'
+import { putTree } from '@varve/images/store/stored-tree.ts'
 import { TreeBuilder } from '@varve/images/tree/tree-builder.ts'
-import { encodeTree } from '@varve/images/tree/tree-format.ts'
 import { Kind } from '@varve/images/tree/tree.ts'
 import type { ComposeMeasurement } from '../compose-once.ts'
 import { desktopTree } from '../desktop-tree.ts'
@@ -58,10 +57,9 @@ async function addSyntheticLayers(directory: string): Promise<void> {
       builder.setContent(inode, [builder.addChunk(writer.put(content), content.length)], [content.length])
       builder.addEntry(directories[file % 100], `file-${number}-${file}`, inode)
     }
-    const tree = builder.build()
-    const digest = putObject(writer, encodeTree(tree))
+    const { digest, entries, contentBytes } = putTree(writer, builder)
     await writer.commit()
-    await home.catalog.addLayer({ name: `layer${number}`, kind: 'app', content: 'tree', digest, entries: tree.entryCount, contentBytes: tree.contentBytes, source: 'synthetic' })
+    await home.catalog.addLayer({ name: `layer${number}`, kind: 'app', content: 'tree', digest, entries, contentBytes, source: 'synthetic' })
     names.push(`layer${number}`)
   }
   await home.catalog.createCvd({ name: 'fifty', layers: names, policy: { boot: 'none' } })

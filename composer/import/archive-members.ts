@@ -8,7 +8,9 @@ import type { IdOfName } from '@varve/images/formats/posix-acl.ts'
 import type { TarMember, TarReader } from '@varve/images/formats/tar-reader.ts'
 import { Kind } from '@varve/images/tree/tree.ts'
 import type { Xattr } from '@varve/images/tree/tree.ts'
+import { NameColumn } from '@varve/images/tree/name-column.ts'
 import type { InodeInit, TreeBuilder } from '@varve/images/tree/tree-builder.ts'
+import type { Workspace } from '@varve/images/tree/workspace.ts'
 import { printPath } from '../merge/print-path.ts'
 import { breathe } from './import-context.ts'
 import type { ImportContext } from './import-context.ts'
@@ -42,6 +44,8 @@ export interface ArchiveMembersOptions {
   builder: TreeBuilder
   paths: PathTree
   content: StreamContent
+  /** Borrowed, the builder's. */
+  space: Workspace
   /** Names that begin with `.wh.`: plain names; deletions in what lies below in the same path tree; or whiteouts and opaque directories of the tree. */
   whiteouts: 'plain' | 'applied' | 'kept'
 }
@@ -51,12 +55,14 @@ export class ArchiveMembers {
   readonly #options: ArchiveMembersOptions
   readonly #idOfName: IdOfName = localIds()
   /** `kept`: paths that the layer deletes, directories that hide what is below. */
-  readonly #deleted: string[] = []
-  readonly #opaque: string[] = []
+  readonly #deleted: NameColumn
+  readonly #opaque: NameColumn
 
   constructor(context: ImportContext, options: ArchiveMembersOptions) {
     this.#context = context
     this.#options = options
+    this.#deleted = new NameColumn(options.space)
+    this.#opaque = new NameColumn(options.space)
   }
 
   /** Puts all members of an archive. */
@@ -75,10 +81,10 @@ export class ArchiveMembers {
 
   async #put(member: TarMember, reader: TarReader): Promise<void> {
     if (this.#options.whiteouts !== 'plain' && this.#isWhiteout(member.path)) return
-    const { builder, content } = this.#options
+    const { content } = this.#options
     const inode = this.#inode(member)
     if (inode === undefined || member.type !== 'file') return
-    await content.add(builder, inode, member, reader)
+    await content.add(inode, member, reader)
   }
 
   /** @returns the inode if the member has one of its own */
@@ -170,17 +176,21 @@ export class ArchiveMembers {
   /** A name that the layer deletes below and has itself is one that it replaces; so is one that is below what the layer has as no directory. */
   #keepWhiteouts(): void {
     const { builder, paths } = this.#options
-    for (const path of this.#deleted) {
+    for (let index = 0; index < this.#deleted.count; index++) {
+      const path = this.#deleted.get(index)
       if (paths.isBlocked(path)) continue
       const place = paths.locate(path)
       const at = paths.at(place)
       if (at < 0) paths.put(place, builder.addInode(WHITEOUT))
       else if (builder.kind(paths.inode(at)) === Kind.directory) builder.setOpaque(paths.inode(at))
     }
-    for (const path of this.#opaque) {
+    for (let index = 0; index < this.#opaque.count; index++) {
+      const path = this.#opaque.get(index)
       if (paths.isBlocked(`${path}name`)) continue
       const directory = paths.directory(path)
       if (directory >= 0) builder.setOpaque(paths.inode(directory))
     }
+    this.#deleted.clear()
+    this.#opaque.clear()
   }
 }

@@ -9,7 +9,7 @@
 import { DIGEST_BYTES } from '@varve/images/chunk/digest.ts'
 
 /** A power of two. */
-const SLOTS = 1 << 20
+const SLOTS = 1 << 19
 const SLOT_WORDS = DIGEST_BYTES / 4
 const PROBES = 8
 

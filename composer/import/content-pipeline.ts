@@ -15,12 +15,19 @@ import type { CommitTask, ContentWorkerData } from './content-worker.ts'
 
 /** More workers than this would not fit the memory that an import may take. */
 export const WORKERS_MAX = 8
+/** What each worker takes of that memory, bytes. */
+export const WORKER_BYTES = 24 << 20
 
 /** Of a worker's heap, for what is garbage at once; V8 would take 64 MiB and be no faster, since the bytes that a worker moves are not in its heap. */
 const WORKER_YOUNG_MIB = 8
 
+/** Of the index of chunks, in all workers together; what they have not in memory, the kernel has. */
+const INDEX_CACHES_BYTES = 8 << 20
+
 /** Batches that wait for a worker, beside those that the workers have. */
 const QUEUED_BATCHES_MAX = 2
+/** Of batches with their bytes, SEGMENT_BYTES each: as many as one thread fills while workers empty them. */
+const SLOTS_MAX = 5
 
 export interface ContentPipelineOptions {
   store: PackStore
@@ -71,7 +78,7 @@ export class ContentPipeline implements AsyncDisposable {
   /** Memory for the bytes of one batch, SEGMENT_BYTES of it; comes back with the batch's result. Waits until some is free. */
   async slot(): Promise<Uint8Array> {
     this.throwIfFailed()
-    while (this.#freeSlots.length === 0 && this.#slots >= this.#options.workers + QUEUED_BATCHES_MAX) await this.#change()
+    while (this.#freeSlots.length === 0 && this.#slots >= Math.min(this.#options.workers + QUEUED_BATCHES_MAX, SLOTS_MAX)) await this.#change()
     const free = this.#freeSlots.pop()
     if (free !== undefined) return free
     this.#slots++
@@ -142,7 +149,7 @@ export class ContentPipeline implements AsyncDisposable {
       filename: import.meta.resolve('./content-worker.ts'),
       minThreads: workers,
       maxThreads: workers,
-      workerData: { packsDirectory, claims: new ClaimTable().memory } satisfies ContentWorkerData,
+      workerData: { packsDirectory, indexCacheBytes: INDEX_CACHES_BYTES / workers, claims: new ClaimTable().memory } satisfies ContentWorkerData,
       atomics: 'disabled',
       resourceLimits: { maxYoungGenerationSizeMb: WORKER_YOUNG_MIB },
     })

@@ -12,6 +12,8 @@ import { ContentStorer } from './content-storer.ts'
 
 export interface ContentWorkerData {
   packsDirectory: string
+  /** Of the index of chunks, in the worker's memory. */
+  indexCacheBytes: number
   /** Memory of the ClaimTable. */
   claims: SharedArrayBuffer
 }
@@ -36,8 +38,8 @@ export default async function run(task: ContentBatch | CommitTask): Promise<Batc
   }
 }
 
-function openStorer({ packsDirectory, claims }: ContentWorkerData): ContentStorer {
-  return new ContentStorer(PackStore.open(packsDirectory).writer(), new ClaimTable(claims))
+function openStorer({ packsDirectory, indexCacheBytes, claims }: ContentWorkerData): ContentStorer {
+  return new ContentStorer(PackStore.open(packsDirectory, { indexCacheBytes }).writer(), new ClaimTable(claims))
 }
 
 async function commit(of: ContentStorer, { taken, workers }: CommitTask): Promise<WriterFigures> {

@@ -5,17 +5,20 @@
 import { realpathSync } from 'node:fs'
 import { VarveError } from '@varve/images/errors.ts'
 import { readXattrs } from '@varve/images/native/libc.ts'
-import { FileStatus, IDENTITY_WORDS, closeDescriptor, errnoName, filesystemOf, forEachName, openDirectory, readTarget } from '@varve/images/native/scan.ts'
-import { Column } from '@varve/images/tree/column.ts'
+import { FILE_KEY_WORDS, FileStatus, IDENTITY_WORDS, closeDescriptor, errnoName, filesystemOf, forEachName, openDirectory, readTarget } from '@varve/images/native/scan.ts'
+import { putTree } from '@varve/images/store/stored-tree.ts'
+import type { StoredTree } from '@varve/images/store/stored-tree.ts'
+import { Column, ScratchColumn } from '@varve/images/tree/column.ts'
+import { KeyTable } from '@varve/images/tree/key-table.ts'
 import { TreeBuilder } from '@varve/images/tree/tree-builder.ts'
-import type { InodeInit } from '@varve/images/tree/tree-builder.ts'
+import type { BuilderMark, InodeInit } from '@varve/images/tree/tree-builder.ts'
 import { Kind } from '@varve/images/tree/tree.ts'
-import type { Tree, Xattr } from '@varve/images/tree/tree.ts'
+import type { Xattr } from '@varve/images/tree/tree.ts'
+import type { Workspace } from '@varve/images/tree/workspace.ts'
 import { printPath } from '../merge/print-path.ts'
 import { FileCache, fileCachePath, writeFileCache } from './file-cache.ts'
-import type { CachedFile } from './file-cache.ts'
 import { FileReading, ScannedFileTable, changed } from './file-reading.ts'
-import { breathe } from './import-context.ts'
+import { breathe, workspace } from './import-context.ts'
 import type { ImportContext } from './import-context.ts'
 import { keptXattrs } from './kept-xattrs.ts'
 import { overlayMarks } from './overlay-marks.ts'
@@ -41,35 +44,33 @@ const LISTINGS_MAX = 5
 /** The scan lets others run after so long. */
 const SCAN_SLICE_MS = 8
 
-interface PendingDirectory {
+/** How far the scan is: what a directory added that changed meanwhile is taken back. */
+interface ScanMark {
+  builder: BuilderMark
+  files: number
+  toRead: number
+  linked: number
+  pending: number
+  counts: Counts
+}
+
+interface Counts {
+  bytes: number
+  unchanged: number
+  /** Files that need not be read, and their bytes. */
+  done: number
+  doneBytes: number
+}
+
+/** The directory at hand. */
+interface Directory {
   entry: number
-  inode: number
   /** In latin1, with a slash at its end. */
   path: string
-  /** As it was when its own name was found. */
-  identity: Uint32Array
-}
-
-/** A name that was found, until its directory is known not to have changed meanwhile. */
-interface FoundName {
-  name: string
-  init: InodeInit
-  /** Of an inode with several names. */
-  linkKey?: string
-  /** Of a directory that is to be scanned. */
-  identity?: Uint32Array
-  file?: FoundFile
-}
-
-interface FoundFile {
-  identity: Uint32Array
-  sizeBytes: number
-  sparse: boolean
-  cached?: CachedFile
 }
 
 interface DirectoryResult {
-  tree: Tree
+  tree: StoredTree
   /** Files that were known to be unchanged and were not read. */
   filesUnchanged: number
 }
@@ -80,11 +81,13 @@ interface DirectoryResult {
  * @throws VarveError SOURCE_INVALID, SOURCE_CHANGED, SOURCE_UNSUPPORTED
  */
 export async function importDirectory(context: ImportContext, path: string, kind: 'dir' | 'overlay'): Promise<DirectoryResult> {
-  return new DirectoryImport(context, path, kind).run()
+  using space = workspace(context)
+  return await new DirectoryImport(context, space, path, kind).run()
 }
 
 class DirectoryImport {
   readonly #context: ImportContext
+  readonly #space: Workspace
   readonly #kind: 'dir' | 'overlay'
   readonly #startMs = Date.now()
   /** Real path, raw bytes, and the same in latin1 with a slash at its end. */
@@ -92,23 +95,25 @@ class DirectoryImport {
   readonly #rootPath: string
   readonly #status = new FileStatus()
   readonly #builder: TreeBuilder
-  readonly #files = new ScannedFileTable()
-  /** By file: number of its directory's path, and its name. */
-  readonly #fileDirectory = new Column(new Uint32Array())
-  readonly #fileName: string[] = []
-  readonly #directoryPaths: string[] = []
+  readonly #files: ScannedFileTable
   readonly #reading: FileReading
-  readonly #cache: FileCache
   readonly #cacheFile: string | undefined
   readonly #device: string
-  readonly #rootIdentity: Uint32Array
-  /** Inodes in the builder of files with several names, by device and inode. */
-  readonly #linked = new Map<string, number>()
-  #bytes = 0
-  #unchanged = 0
+  /** Directories to be scanned: their entries, and their identities as they were when their names were found. */
+  readonly #pending: Column<Uint32Array>
+  readonly #pendingIdentities: ScratchColumn<Uint32Array>
+  /** Of the directory at hand. */
+  readonly #identity = new Uint32Array(IDENTITY_WORDS)
+  readonly #fileIdentity = new Uint32Array(IDENTITY_WORDS)
+  /** Files with several names, by device and inode; and their inodes in the builder. */
+  readonly #linked: KeyTable
+  readonly #linkedInodes: Column<Uint32Array>
+  readonly #fileKey = new Uint32Array(FILE_KEY_WORDS)
+  #counts: Counts = { bytes: 0, unchanged: 0, done: 0, doneBytes: 0 }
 
-  constructor(context: ImportContext, path: string, kind: 'dir' | 'overlay') {
+  constructor(context: ImportContext, space: Workspace, path: string, kind: 'dir' | 'overlay') {
     this.#context = context
+    this.#space = space
     this.#kind = kind
     this.#root = realPath(path)
     this.#rootPath = withSlash(this.#root.toString('latin1'))
@@ -116,73 +121,117 @@ class DirectoryImport {
     if (errno !== 0) throw unreadable(this.#rootPath, errnoName(errno))
     if ((this.#status.mode & S_IFMT) !== 0o040000) throw new VarveError('SOURCE_INVALID', `${path} is not a directory`)
     this.#device = this.#status.deviceKey
-    this.#rootIdentity = this.#identity()
-    this.#builder = new TreeBuilder(this.#init(Kind.directory, this.#rootPath, undefined))
-    this.#reading = new FileReading(context, this.#files, this.#builder, (file) => terminated(Buffer.from(this.#pathOf(file), 'latin1')))
-    const { cacheDirectory, writer } = context
+    this.#pending = new Column(space, new Uint32Array())
+    this.#pendingIdentities = new ScratchColumn(space, new Uint32Array())
+    this.#linked = new KeyTable(space, FILE_KEY_WORDS)
+    this.#linkedInodes = new Column(space, new Uint32Array())
+    this.#builder = new TreeBuilder(this.#init(Kind.directory, this.#rootPath, undefined), space)
+    this.#addPending(0)
+    this.#files = new ScannedFileTable(space)
+    this.#reading = new FileReading(context, { files: this.#files, builder: this.#builder, space, pathOf: (file) => terminated(Buffer.from(this.#pathOf(file), 'latin1')) })
+    const { cacheDirectory } = context
     this.#cacheFile = cacheDirectory === undefined ? undefined : fileCachePath(cacheDirectory, { kind, path: this.#root, device: this.#device, filesystem: filesystemOf(terminated(this.#root)) })
-    this.#cache = new FileCache(this.#cacheFile, this.#builder, (digests) => writer.hasCommitted(digests))
   }
 
   async run(): Promise<DirectoryResult> {
-    await this.#scan()
-    const { progress, pipeline } = this.#context
+    const cachedFiles = await this.#scan()
+    const { progress, pipeline, writer } = this.#context
     progress.now.filesTotal = this.#files.count
-    progress.now.bytesTotal = this.#bytes
+    progress.now.bytesTotal = this.#counts.bytes
     await this.#reading.drain()
     await this.#readChangedAgain()
     // Before the cache says that they are there.
     await pipeline.commit()
-    this.#writeCache()
-    return { tree: this.#builder.build(), filesUnchanged: this.#unchanged }
+    this.#writeCache(cachedFiles)
+    this.#files.clear()
+    this.#reading.clear()
+    return { tree: putTree(writer, this.#builder), filesUnchanged: this.#counts.unchanged }
   }
 
-  async #scan(): Promise<void> {
-    const pending: PendingDirectory[] = [{ entry: 0, inode: 0, path: this.#rootPath, identity: this.#rootIdentity }]
+  /** @returns files that the cache knew */
+  async #scan(): Promise<number> {
+    const { pipeline, progress, writer } = this.#context
+    using cache = new FileCache(this.#cacheFile, this.#builder, this.#space, (digests) => writer.hasCommitted(digests))
     let sliceMs = performance.now()
-    for (let directory = pending.pop(); directory !== undefined; directory = pending.pop()) {
-      this.#scanDirectory(directory, pending)
+    for (let at = this.#pending.length - 1; at >= 0; at = this.#pending.length - 1) {
+      const entry = this.#pending.values[at]
+      this.#pendingIdentities.read(at * IDENTITY_WORDS, this.#identity)
+      this.#truncatePending(at)
+      this.#scanDirectory({ entry, path: withSlash(this.#rootPath + this.#builder.path(entry)) }, cache)
       if (performance.now() - sliceMs < SCAN_SLICE_MS) continue
-      this.#context.pipeline.throwIfFailed()
+      pipeline.throwIfFailed()
       this.#reading.dispatch(false)
-      this.#context.progress.tell()
+      progress.tell()
       await breathe()
       sliceMs = performance.now()
     }
+    this.#linked.close()
+    this.#linkedInodes.clear()
+    return cache.fileCount
   }
 
   /** Adds what a directory holds, all of it from one state of the directory. */
-  #scanDirectory(directory: PendingDirectory, pending: PendingDirectory[]): void {
+  #scanDirectory(directory: Directory, cache: FileCache): void {
+    const mark = this.#mark()
     for (let listing = 0; listing < LISTINGS_MAX; listing++) {
-      const found = this.#list(directory)
-      if (found === undefined) continue
-      const number = found.some(({ file }) => file !== undefined) ? this.#directoryPaths.push(directory.path) - 1 : 0
-      for (const name of found) this.#add(name, directory, number, pending)
-      return
+      if (this.#list(directory, cache)) {
+        this.#context.progress.add(this.#counts.done - mark.counts.done, this.#counts.doneBytes - mark.counts.doneBytes)
+        return
+      }
+      this.#rollBack(mark)
     }
     throw changed(printPath(directory.path))
   }
 
-  /** @returns undefined if the directory changed meanwhile */
-  #list(directory: PendingDirectory): FoundName[] | undefined {
+  #mark(): ScanMark {
+    return {
+      builder: this.#builder.mark(),
+      files: this.#files.count,
+      toRead: this.#reading.added,
+      linked: this.#linked.count,
+      pending: this.#pending.length,
+      counts: { ...this.#counts },
+    }
+  }
+
+  #rollBack({ builder, files, toRead, linked, pending, counts }: ScanMark): void {
+    this.#reading.truncate(toRead)
+    this.#files.truncate(files)
+    this.#linked.truncate(linked)
+    this.#linkedInodes.truncate(linked)
+    this.#truncatePending(pending)
+    this.#builder.rollBack(builder)
+    this.#counts = { ...counts }
+  }
+
+  #addPending(entry: number): void {
+    this.#pending.push(entry)
+    this.#status.copyIdentity(this.#fileIdentity, 0)
+    this.#pendingIdentities.append(this.#fileIdentity)
+  }
+
+  #truncatePending(count: number): void {
+    this.#pending.truncate(count)
+    this.#pendingIdentities.truncate(count * IDENTITY_WORDS)
+  }
+
+  /** @returns false if the directory changed meanwhile */
+  #list(directory: Directory, cache: FileCache): boolean {
     const fd = openDirectory(terminated(Buffer.from(directory.path === '/' ? '/' : directory.path.slice(0, -1), 'latin1')))
     if (fd < 0) throw unreadable(directory.path, errnoName(-fd))
     try {
       this.#statusOfOpen(fd, directory.path)
-      if (!this.#status.hasIdentity(directory.identity, 0)) {
-        directory.identity = this.#identity()
-        this.#builder.replaceInode(directory.inode, this.#init(Kind.directory, directory.path, undefined))
+      if (!this.#status.hasIdentity(this.#identity, 0)) {
+        this.#status.copyIdentity(this.#identity, 0)
+        this.#builder.replaceInode(this.#builder.inodeOf(directory.entry), this.#init(Kind.directory, directory.path, undefined))
       }
-      const found: FoundName[] = []
       let vanished = false
       const errno = forEachName(fd, (name, bytes) => {
-        const one = this.#find(fd, directory.path, name, bytes)
-        if (one === undefined) vanished = true
-        else found.push(one)
+        if (!vanished) vanished = !this.#add(fd, directory, { name, bytes }, cache)
       })
       if (errno !== 0) throw unreadable(directory.path, errnoName(errno))
       this.#statusOfOpen(fd, directory.path)
-      return vanished || !this.#status.hasIdentity(directory.identity, 0) ? undefined : found
+      return !vanished && this.#status.hasIdentity(this.#identity, 0)
     } finally {
       closeDescriptor(fd)
     }
@@ -193,38 +242,53 @@ class DirectoryImport {
     if (errno !== 0) throw unreadable(path, errnoName(errno))
   }
 
-  /** @returns undefined if the name has gone */
-  #find(directoryFd: number, directoryPath: string, name: string, bytes: Uint8Array): FoundName | undefined {
+  /** @returns false if the name has gone */
+  #add(directoryFd: number, directory: Directory, { name, bytes }: { name: string; bytes: Uint8Array }, cache: FileCache): boolean {
     const status = this.#status
+    const path = directory.path + name
     const errno = status.ofName(directoryFd, bytes)
     if (errno !== 0) {
-      if (errnoName(errno) === 'ENOENT') return undefined
-      throw unreadable(directoryPath + name, errnoName(errno))
+      if (errnoName(errno) === 'ENOENT') return false
+      throw unreadable(path, errnoName(errno))
     }
-    const path = directoryPath + name
     const kind = KIND_BY_TYPE.get(status.mode & S_IFMT)
     if (kind === undefined) throw new VarveError('SOURCE_UNSUPPORTED', `${printPath(path)} is of a type that Varve does not know (mode ${status.mode.toString(8)})`)
-    const found: FoundName = { name, init: NO_INODE }
-    if (kind !== Kind.directory && status.linkCount > 1) found.linkKey = status.fileKey
     if (kind === Kind.directory && (status.isMountPoint ?? status.deviceKey !== this.#device)) {
-      found.init = this.#metadata(kind)
-      return found
+      this.#builder.addEntry(directory.entry, name, this.#builder.addInode(this.#metadata(kind)))
+      return true
     }
-    if (kind === Kind.directory) found.identity = this.#identity()
-    try {
-      if (kind === Kind.file) {
-        const file: FoundFile = { identity: this.#identity(), sizeBytes: status.sizeBytes, sparse: false }
-        file.cached = this.#cache.find(status)
-        found.file = file
+    const linked = kind !== Kind.directory && status.linkCount > 1
+    if (linked) {
+      status.copyFileKey(this.#fileKey)
+      const known = this.#linked.find(this.#fileKey)
+      if (known >= 0) {
+        this.#builder.addEntry(directory.entry, name, this.#linkedInodes.values[known])
+        return true
       }
-      found.init = this.#init(kind, path, directoryFd, bytes, found.file?.cached?.xattrs)
-      if (found.file !== undefined) found.file.sparse = mayHaveHoles(status, found.init.xattrs!)
+    }
+    const cached = kind === Kind.file ? cache.find(status) : undefined
+    const init = this.#initIfThere(kind, path, directoryFd, bytes, cached?.xattrs)
+    if (init === undefined) return false
+    const inode = this.#builder.addInode(init)
+    const entry = this.#builder.addEntry(directory.entry, name, inode)
+    if (linked && init.kind !== Kind.whiteout) {
+      this.#linked.add(this.#fileKey)
+      this.#linkedInodes.push(inode)
+    }
+    if (kind === Kind.directory) this.#addPending(entry)
+    if (init.kind !== Kind.file) return true
+    if (cached !== undefined) cache.writeContent(cached, this.#builder.contentWriter(inode))
+    this.#addFile(entry, init, cached !== undefined)
+    return true
+  }
+
+  #initIfThere(kind: Kind, path: string, directoryFd: number, name: Uint8Array, xattrs: readonly Xattr[] | undefined): InodeInit | undefined {
+    try {
+      return this.#init(kind, path, directoryFd, name, xattrs)
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined
       throw error
     }
-    if (found.init.kind !== Kind.file) found.file = undefined
-    return found
   }
 
   /** Metadata of the inode whose status is at hand. @param xattrs if they are known */
@@ -276,41 +340,25 @@ class DirectoryImport {
     }
   }
 
-  #add(found: FoundName, directory: PendingDirectory, number: number, pending: PendingDirectory[]): void {
-    const { name, init, linkKey, file } = found
-    const known = linkKey === undefined ? undefined : this.#linked.get(linkKey)
-    const inode = known ?? this.#builder.addInode(init)
-    const entry = this.#builder.addEntry(directory.entry, name, inode)
-    if (known !== undefined) return
-    if (linkKey !== undefined && init.kind !== Kind.whiteout) this.#linked.set(linkKey, inode)
-    if (found.identity !== undefined) pending.push({ entry, inode, path: `${directory.path}${name}/`, identity: found.identity })
-    if (file !== undefined) this.#addFile(file, inode, name, number)
-  }
-
-  #addFile(file: FoundFile, inode: number, name: string, directory: number): void {
-    const row = this.#files.inodes.push(inode)
-    this.#files.identities.append(file.identity)
-    this.#files.sizes.push(file.sizeBytes)
-    this.#files.sparse.push(file.sparse ? 1 : 0)
-    this.#fileDirectory.push(directory)
-    this.#fileName.push(name)
-    this.#bytes += file.sizeBytes
-    if (file.cached !== undefined) {
-      this.#unchanged++
-      this.#builder.setContent(inode, file.cached.chunks, file.cached.bytes)
+  #addFile(entry: number, init: InodeInit, isUnchanged: boolean): void {
+    const { sizeBytes } = this.#status
+    const file = this.#files.entries.push(entry)
+    this.#status.copyIdentity(this.#fileIdentity, 0)
+    this.#files.identities.append(this.#fileIdentity)
+    this.#files.sizes.push(sizeBytes)
+    this.#files.sparse.push(mayHaveHoles(this.#status, init.xattrs!) ? 1 : 0)
+    this.#counts.bytes += sizeBytes
+    if (isUnchanged) this.#counts.unchanged++
+    if (!isUnchanged && sizeBytes > 0) {
+      this.#reading.add(file)
+      return
     }
-    if (file.cached !== undefined || file.sizeBytes === 0) this.#context.progress.add(1, file.sizeBytes)
-    else this.#reading.add(row)
-  }
-
-  #identity(): Uint32Array {
-    const identity = new Uint32Array(IDENTITY_WORDS)
-    this.#status.copyIdentity(identity, 0)
-    return identity
+    this.#counts.done++
+    this.#counts.doneBytes += sizeBytes
   }
 
   #pathOf(file: number): string {
-    return this.#directoryPaths[this.#fileDirectory.values[file]] + this.#fileName[file]
+    return this.#rootPath + this.#builder.path(this.#files.entries.values[file])
   }
 
   /** Files that changed between scan and reading are looked at once more. */
@@ -323,10 +371,11 @@ class DirectoryImport {
       if (errno !== 0 || (this.#status.mode & S_IFMT) !== 0o100000) throw changed(printPath(path))
       const init = this.#init(Kind.file, path, undefined)
       if (init.kind !== Kind.file) throw changed(printPath(path))
-      this.#builder.replaceInode(this.#files.inodes.values[file], init)
-      this.#status.copyIdentity(this.#files.identities.values, file * IDENTITY_WORDS)
-      this.#files.sizes.values[file] = this.#status.sizeBytes
-      this.#files.sparse.values[file] = mayHaveHoles(this.#status, init.xattrs!) ? 1 : 0
+      this.#builder.replaceInode(this.#builder.inodeOf(this.#files.entries.values[file]), init)
+      this.#status.copyIdentity(this.#fileIdentity, 0)
+      this.#fileIdentity.forEach((word, index) => this.#files.identities.set(file * IDENTITY_WORDS + index, word))
+      this.#files.sizes.set(file, this.#status.sizeBytes)
+      this.#files.sparse.set(file, mayHaveHoles(this.#status, init.xattrs!) ? 1 : 0)
       if (this.#status.sizeBytes > 0) this.#reading.add(file)
     }
     await this.#reading.drain()
@@ -334,20 +383,16 @@ class DirectoryImport {
   }
 
   /** The next import can do without, so that failing to write it is no failure. */
-  #writeCache(): void {
+  #writeCache(cachedFiles: number): void {
     if (this.#cacheFile === undefined) return
-    if (this.#unchanged === this.#files.count && this.#unchanged === this.#cache.fileCount) return
-    const { count, identities, inodes } = this.#files
+    if (this.#counts.unchanged === this.#files.count && this.#counts.unchanged === cachedFiles) return
     try {
-      writeFileCache(this.#cacheFile, { count, identities: identities.values, inodes: inodes.values }, this.#builder, this.#startMs)
+      writeFileCache(this.#cacheFile, { files: this.#files, builder: this.#builder, space: this.#space, scanStartMs: this.#startMs })
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code === undefined) throw error
     }
   }
 }
-
-/** Stands for an inode until it is read. */
-const NO_INODE: InodeInit = { kind: Kind.file, mode: 0, uid: 0, gid: 0, mtimeSeconds: 0, mtimeNanoseconds: 0 }
 
 function realPath(path: string): Buffer {
   try {

@@ -3,6 +3,7 @@
  */
 import { CUT_BYTES_MAX, FIXED_BYTES, SEGMENT_BYTES } from '@varve/images/chunk/limits.ts'
 import { HOLE } from '@varve/images/tree/tree.ts'
+import type { ContentWriter } from '@varve/images/tree/content-columns.ts'
 import type { TreeBuilder } from '@varve/images/tree/tree-builder.ts'
 
 /** Part of a file that holds data, bytes; what lies between two parts is a hole. */
@@ -33,70 +34,67 @@ export function* runsOf(parts: Iterable<DataPart>, fixed: boolean): Generator<Da
   }
 }
 
-/** Collects the chunks of a file of more than one run, whose results come in any order. */
+/** The chunks of a run. */
+interface RunChunks {
+  chunks: number[]
+  bytes: number[]
+}
+
+/** Writes the content of a file of more than one run, whose results come in any order: those that come too early wait for the ones before. */
 export class FileContent {
-  readonly inode: number
   readonly sizeBytes: number
-  readonly #starts: number[] = []
-  readonly #lengths: number[] = []
-  readonly #chunks: (number[] | undefined)[] = []
-  readonly #chunkBytes: number[][] = []
-  #missing = 0
+  readonly #writer: ContentWriter
+  /** By number of the run, of those that are announced and not written: where they are, and their chunks when they have come. */
+  readonly #waiting = new Map<number, DataPart & { chunks?: RunChunks }>()
+  #runs = 0
+  #written = 0
+  /** Bytes of the file that were written. */
+  #end = 0
   #planned = false
 
-  constructor(inode: number, sizeBytes: number) {
-    this.inode = inode
+  constructor(builder: TreeBuilder, inode: number, sizeBytes: number) {
+    this.#writer = builder.contentWriter(inode)
     this.sizeBytes = sizeBytes
   }
 
   /** Announces a run, in file order. @returns its number */
-  addRun(run: DataPart): number {
-    this.#starts.push(run.offset)
-    this.#lengths.push(run.length)
-    this.#chunks.push(undefined)
-    this.#chunkBytes.push([])
-    this.#missing++
-    return this.#starts.length - 1
+  addRun({ offset, length }: DataPart): number {
+    this.#waiting.set(this.#runs, { offset, length })
+    return this.#runs++
   }
 
   /** All runs are announced. */
-  planned(builder: TreeBuilder): void {
+  planned(): void {
     this.#planned = true
-    this.#setIfComplete(builder)
+    this.#write()
   }
 
-  /** Gives the chunks of a run; with the last of them the content goes to the builder. */
-  setRun(run: number, chunks: number[], chunkBytes: number[], builder: TreeBuilder): void {
-    this.#chunks[run] = chunks
-    this.#chunkBytes[run] = chunkBytes
-    this.#missing--
-    this.#setIfComplete(builder)
+  /** Gives the chunks of a run; with the last of them the content is complete. */
+  setRun(run: number, chunks: RunChunks): void {
+    this.#waiting.get(run)!.chunks = chunks
+    this.#write()
   }
 
-  #setIfComplete(builder: TreeBuilder): void {
-    if (!this.#planned || this.#missing > 0) return
-    const chunks: number[] = []
-    const bytes: number[] = []
-    let at = 0
-    for (let run = 0; run < this.#starts.length; run++) {
-      if (this.#starts[run] > at) {
-        chunks.push(HOLE)
-        bytes.push(this.#starts[run] - at)
-      }
-      for (const chunk of this.#chunks[run]!) chunks.push(chunk)
-      for (const length of this.#chunkBytes[run]) bytes.push(length)
-      at = this.#starts[run] + this.#lengths[run]
+  #write(): void {
+    for (let next = this.#waiting.get(this.#written); next?.chunks !== undefined; next = this.#waiting.get(this.#written)) {
+      this.#waiting.delete(this.#written++)
+      this.#writeHole(next.offset)
+      const { chunks, bytes } = next.chunks
+      for (let at = 0; at < chunks.length; at++) this.#writer.add(chunks[at], bytes[at])
+      this.#end = next.offset + next.length
     }
-    if (at < this.sizeBytes) {
-      chunks.push(HOLE)
-      bytes.push(this.sizeBytes - at)
-    }
-    builder.setContent(this.inode, chunks, bytes)
+    if (!this.#planned || this.#written < this.#runs) return
+    this.#writeHole(this.sizeBytes)
+    this.#writer.end()
+  }
+
+  #writeHole(end: number): void {
+    if (end > this.#end) this.#writer.add(HOLE, end - this.#end)
   }
 }
 
 /** Adds the chunks of one run of a result to the builder. @param first its first chunk in the result */
-export function addChunks(builder: TreeBuilder, digests: Uint8Array, chunkBytes: Uint32Array, first: number, count: number): { chunks: number[]; bytes: number[] } {
+export function addChunks(builder: TreeBuilder, digests: Uint8Array, chunkBytes: Uint32Array, first: number, count: number): RunChunks {
   const chunks = new Array<number>(count)
   const bytes = new Array<number>(count)
   for (let index = 0; index < count; index++) {

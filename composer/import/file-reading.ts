@@ -6,9 +6,10 @@ import { readSync } from 'node:fs'
 import { SEGMENT_BYTES } from '@varve/images/chunk/limits.ts'
 import { VarveError } from '@varve/images/errors.ts'
 import { dataParts } from '@varve/images/native/libc.ts'
-import { IDENTITY_WORDS, closeDescriptor, openToRead } from '@varve/images/native/scan.ts'
-import { Column } from '@varve/images/tree/column.ts'
+import { FileStatus, IDENTITY_WORDS, closeDescriptor, openToRead } from '@varve/images/native/scan.ts'
+import { Column, ScratchColumn } from '@varve/images/tree/column.ts'
 import type { TreeBuilder } from '@varve/images/tree/tree-builder.ts'
+import type { Workspace } from '@varve/images/tree/workspace.ts'
 import { RUN_CHANGED, RUN_FIXED } from './content-batch.ts'
 import type { BatchResult, FileBatch } from './content-batch.ts'
 import { FileContent, addChunks, runsOf } from './file-content.ts'
@@ -19,19 +20,47 @@ import type { ImportContext } from './import-context.ts'
 /** A batch is full with so many bytes or runs. */
 const BATCH_BYTES = 4 << 20
 const BATCH_RUNS = 512
+/** Of a sparse file, asked for at once: a file may have millions of them. */
+const PARTS_AT_ONCE = 8192
 
 /** Regular files that a scan has found; one row for each inode. */
 export class ScannedFileTable {
-  readonly identities = new Column(new Uint32Array())
-  /** Inode in the builder. */
-  readonly inodes = new Column(new Uint32Array())
-  readonly sizes = new Column(new Float64Array())
+  /** IDENTITY_WORDS words each. */
+  readonly identities: ScratchColumn<Uint32Array>
+  /** Entry in the builder: its first name. */
+  readonly entries: Column<Uint32Array>
+  readonly sizes: ScratchColumn<Float64Array>
   /** 1 if less is allocated than the size says. */
-  readonly sparse = new Column(new Uint8Array())
+  readonly sparse: ScratchColumn<Uint8Array>
+
+  constructor(space: Workspace) {
+    this.identities = new ScratchColumn(space, new Uint32Array())
+    this.entries = new Column(space, new Uint32Array())
+    this.sizes = new ScratchColumn(space, new Float64Array())
+    this.sparse = new ScratchColumn(space, new Uint8Array())
+  }
 
   get count(): number {
-    return this.inodes.length
+    return this.entries.length
   }
+
+  truncate(count: number): void {
+    this.identities.truncate(count * IDENTITY_WORDS)
+    for (const column of [this.entries, this.sizes, this.sparse]) column.truncate(count)
+  }
+
+  clear(): void {
+    for (const column of [this.identities, this.entries, this.sizes, this.sparse]) column.clear()
+  }
+}
+
+export interface ReadingOptions {
+  files: ScannedFileTable
+  builder: TreeBuilder
+  /** Borrowed. */
+  space: Workspace
+  /** Path of a file, ended by NUL. */
+  pathOf: (file: number) => Buffer
 }
 
 interface Run {
@@ -49,25 +78,43 @@ export class FileReading {
   readonly #files: ScannedFileTable
   readonly #builder: TreeBuilder
   readonly #pathOf: (file: number) => Buffer
-  readonly #queue = new Column(new Uint32Array())
+  /** Files to be read. */
+  readonly #queue: ScratchColumn<Uint32Array>
+  readonly #status = new FileStatus()
+  readonly #identity = new Uint32Array(IDENTITY_WORDS)
   #next = 0
   #runs: Iterator<Run> | undefined
   #queuedBytes = 0
   /** Files that were not as the scan had found them when they were read. */
   readonly changed = new Set<number>()
 
-  /** @param pathOf path of a file, ended by NUL */
-  constructor(context: ImportContext, files: ScannedFileTable, builder: TreeBuilder, pathOf: (file: number) => Buffer) {
+  constructor(context: ImportContext, { files, builder, space, pathOf }: ReadingOptions) {
     this.#context = context
     this.#files = files
     this.#builder = builder
     this.#pathOf = pathOf
+    this.#queue = new ScratchColumn(space, new Uint32Array())
   }
 
   /** Has a file read, which is not empty. */
   add(file: number): void {
     this.#queue.push(file)
-    this.#queuedBytes += this.#files.sizes.values[file]
+    this.#queuedBytes += this.#files.sizes.get(file)
+  }
+
+  /** Files added so far. */
+  get added(): number {
+    return this.#queue.length
+  }
+
+  /** Forgets the files that were added last, before any of them was dispatched. */
+  truncate(added: number): void {
+    for (let at = added; at < this.#queue.length; at++) this.#queuedBytes -= this.#files.sizes.get(this.#queue.get(at))
+    this.#queue.truncate(added)
+  }
+
+  clear(): void {
+    this.#queue.clear()
   }
 
   /** Hands full batches to the workers as long as they have room. @param last not full ones too */
@@ -99,7 +146,7 @@ export class FileReading {
     while (bytes < BATCH_BYTES && runs.length < BATCH_RUNS) {
       if (this.#runs === undefined) {
         if (this.#next === this.#queue.length) break
-        this.#runs = this.#runsOfFile(this.#queue.values[this.#next++])
+        this.#runs = this.#runsOfFile(this.#queue.get(this.#next++))
       }
       const { value, done } = this.#runs.next()
       if (done === true) {
@@ -114,27 +161,33 @@ export class FileReading {
   }
 
   *#runsOfFile(file: number): Generator<Run, undefined> {
-    const sizeBytes = this.#files.sizes.values[file]
-    const sparse = this.#files.sparse.values[file] === 1
+    const sizeBytes = this.#files.sizes.get(file)
+    const sparse = this.#files.sparse.get(file) === 1
     if (!sparse && sizeBytes <= SEGMENT_BYTES) {
       yield { file, offset: 0, length: sizeBytes, flags: 0, index: 0 }
       return
     }
-    const plan = this.#plan(file, sizeBytes, sparse)
-    if (plan === undefined) return
-    const content = new FileContent(this.#files.inodes.values[file], sizeBytes)
+    const content = new FileContent(this.#builder, this.#inodeOf(file), sizeBytes)
     let dataBytes = 0
-    for (const run of runsOf(plan.parts, plan.fixed)) {
-      dataBytes += run.length
-      yield { file, ...run, flags: plan.fixed ? RUN_FIXED : 0, content, index: content.addRun(run) }
+    for (let from = 0, isWhole = false; !isWhole; ) {
+      const plan = this.#plan(file, from)
+      if (plan === undefined) return
+      for (const run of runsOf(plan.parts, plan.fixed)) {
+        dataBytes += run.length
+        yield { file, ...run, flags: plan.fixed ? RUN_FIXED : 0, content, index: content.addRun(run) }
+      }
+      isWhole = plan.parts.length < PARTS_AT_ONCE
+      if (!isWhole) from = endOf(plan.parts.at(-1)!)
     }
-    content.planned(this.#builder)
+    content.planned()
     // Nobody reads holes, nor a file of nothing else: they are counted here.
     this.#context.progress.add(dataBytes === 0 ? 1 : 0, sizeBytes - dataBytes)
   }
 
-  /** Parts with data, and how they are to be cut; undefined if the file cannot be opened as what it was, which counts as changed. */
-  #plan(file: number, sizeBytes: number, sparse: boolean): { parts: DataPart[]; fixed: boolean } | undefined {
+  /** Parts with data, PARTS_AT_ONCE at most, and how they are to be cut; undefined if the file is not what it was, which counts as changed. */
+  #plan(file: number, from: number): { parts: DataPart[]; fixed: boolean } | undefined {
+    const sizeBytes = this.#files.sizes.get(file)
+    const sparse = this.#files.sparse.get(file) === 1
     const fd = openToRead(this.#pathOf(file))
     if (fd < 0) {
       this.changed.add(file)
@@ -143,10 +196,19 @@ export class FileReading {
     try {
       const start = Buffer.alloc(IN_PLACE_MAGIC_BYTES)
       const fixed = isUpdatedInPlace(start.subarray(0, readSync(fd, start, 0, IN_PLACE_MAGIC_BYTES, 0)))
-      return { parts: sparse ? dataParts(fd, sizeBytes) : [{ offset: 0, length: sizeBytes }], fixed }
+      const parts = sparse ? dataParts(fd, sizeBytes, { from, partsMax: PARTS_AT_ONCE }) : [{ offset: 0, length: sizeBytes }]
+      // Of holes, nobody else sees that they are not those of the file as it was found.
+      if (this.#isUnchanged(fd, file)) return { parts, fixed }
+      this.changed.add(file)
+      return undefined
     } finally {
       closeDescriptor(fd)
     }
+  }
+
+  #isUnchanged(fd: number, file: number): boolean {
+    this.#files.identities.read(file * IDENTITY_WORDS, this.#identity)
+    return this.#status.ofDescriptor(fd) === 0 && this.#status.hasIdentity(this.#identity, 0)
   }
 
   #batch(runs: readonly Run[]): FileBatch {
@@ -166,10 +228,13 @@ export class FileReading {
       batch.offsets[index] = offset
       batch.lengths[index] = length
       batch.flags[index] = flags
-      const identity = file * IDENTITY_WORDS
-      batch.identities.set(this.#files.identities.values.subarray(identity, identity + IDENTITY_WORDS), index * IDENTITY_WORDS)
+      for (let word = 0; word < IDENTITY_WORDS; word++) batch.identities[index * IDENTITY_WORDS + word] = this.#files.identities.get(file * IDENTITY_WORDS + word)
     })
     return batch
+  }
+
+  #inodeOf(file: number): number {
+    return this.#builder.inodeOf(this.#files.entries.values[file])
   }
 
   #take(runs: readonly Run[], { chunkCounts, digests, chunkBytes }: BatchResult): void {
@@ -184,14 +249,18 @@ export class FileReading {
       }
       const pieces = addChunks(this.#builder, digests, chunkBytes, first, chunkCounts[index])
       first += chunkCounts[index]
-      if (content !== undefined) content.setRun(run, pieces.chunks, pieces.bytes, this.#builder)
-      else this.#builder.setContent(this.#files.inodes.values[file], pieces.chunks, pieces.bytes)
+      if (content !== undefined) content.setRun(run, pieces)
+      else this.#builder.setContent(this.#inodeOf(file), pieces.chunks, pieces.bytes)
       if (run === 0) files++
       bytes += length
     }
     this.#context.progress.add(files, bytes)
     this.dispatch(false)
   }
+}
+
+function endOf({ offset, length }: DataPart): number {
+  return offset + length
 }
 
 /** @param path in latin1 */

@@ -2,6 +2,7 @@
  * Import context: what the reader of a source is given to work with, and the progress that it reports.
  */
 import type { PackWriter } from '@varve/images/store/pack-writer.ts'
+import { Workspace } from '@varve/images/tree/workspace.ts'
 import type { ContentPipeline } from './content-pipeline.ts'
 
 export interface ImportProgress {
@@ -48,12 +49,21 @@ export class Progress {
 
 export interface ImportContext {
   pipeline: ContentPipeline
-  /** Of the importing thread; what its `has` finds stays until the import is done. */
+  /** Of the importing thread: takes trees; what its `has` finds stays until the import is done. */
   writer: PackWriter
   progress: Progress
   signal?: AbortSignal
+  /** What the columns of trees may take of memory. */
+  columnsBytesMax: number
+  /** Where scratch files are, which have no name once they are open. */
+  scratchDirectory: string
   /** Where file caches are kept; without one, all files are read. */
   cacheDirectory?: string
+}
+
+/** For the columns of one tree. @param without bytes that are wanted for others */
+export function workspace({ scratchDirectory, columnsBytesMax }: ImportContext, without = 0): Workspace {
+  return new Workspace({ directory: scratchDirectory, bytesMax: columnsBytesMax - without })
 }
 
 /** Lets messages, timers and signals through: long work in the importing thread calls it every few milliseconds. */

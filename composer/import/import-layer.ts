@@ -8,10 +8,8 @@ import type { PackStore } from '@varve/images/store/pack-store.ts'
 import type { PackWriter } from '@varve/images/store/pack-writer.ts'
 import type { WriterFigures } from '@varve/images/store/chunk-store.ts'
 import { checkName } from '@varve/images/store/names.ts'
-import { putObject } from '@varve/images/store/object.ts'
-import type { Tree } from '@varve/images/tree/tree.ts'
-import { encodeTree } from '@varve/images/tree/tree-format.ts'
-import { ContentPipeline, WORKERS_MAX } from './content-pipeline.ts'
+import type { StoredTree } from '@varve/images/store/stored-tree.ts'
+import { ContentPipeline, WORKERS_MAX, WORKER_BYTES } from './content-pipeline.ts'
 import { importDirectory } from './directory-source.ts'
 import { Progress } from './import-context.ts'
 import type { ImportContext, ImportProgress } from './import-context.ts'
@@ -20,6 +18,12 @@ import { parseSource } from './source.ts'
 import type { Source } from './source.ts'
 import { fileBytes, importTar, standardInput } from './tar-source.ts'
 
+/** Columns of trees in memory, with so many workers: with all else that an import needs, the process stays below 512 MiB. More workers leave less. */
+const COLUMNS_BYTES_MAX = 200 << 20
+const WORKERS_COUNTED = 2
+/** Of themselves no more: the importing thread can hardly feed them, and they would leave too little for the columns. */
+const WORKERS_DEFAULT_MAX = 4
+
 export interface ImportTreesOptions {
   store: PackStore
   /** Where file caches are kept; without one, all files are read. */
@@ -27,7 +31,7 @@ export interface ImportTreesOptions {
   source: string | Source
   /** Makes one tree of an image of several layers. */
   squash?: boolean
-  /** Threads that read, hash and compress: 1 .. 8; by default as many as there are processors. */
+  /** Threads that read, hash and compress: 1 .. 8; by default as many as there are processors, 4 at most. */
   workers?: number
   signal?: AbortSignal
   /** Called ten times a second at most. */
@@ -56,54 +60,56 @@ export interface ImportFigures {
  * Imports a source as the next version of a layer; all that it stands on is durable then.
  * @throws VarveError NAME_INVALID, and what importTrees throws
  */
-export async function importLayer(options: ImportLayerOptions): Promise<{ layers: Layer[]; trees: Tree[]; figures: ImportFigures }> {
+export async function importLayer(options: ImportLayerOptions): Promise<{ layers: Layer[]; figures: ImportFigures }> {
   const { home, name, kind, source } = options
   checkName(name, 'layer')
   // Open until the catalog names the trees: it holds all that is found or put from now on.
   await using writer = home.store.writer({ signal: options.signal })
   const { trees, figures } = await readTrees({ ...options, store: home.store, cacheDirectory: home.cacheDirectory }, writer)
-  const digests = trees.map((tree) => putObject(writer, encodeTree(tree)))
   await writer.commit()
   options.signal?.throwIfAborted()
   const layers = await home.catalog.addLayers(
-    trees.map((tree, index) => ({
+    trees.map(({ digest, entries, contentBytes }, index) => ({
       name: trees.length === 1 ? name : `${name}-${index + 1}`,
       kind,
       content: 'tree' as const,
-      digest: digests[index],
-      entries: tree.entryCount,
-      contentBytes: tree.contentBytes,
+      digest,
+      entries,
+      contentBytes,
       source: typeof source === 'string' ? source : formatSource(source),
     })),
   )
-  return { layers, trees, figures }
+  return { layers, figures }
 }
 
 /**
- * Reads a source into trees, bottom first, whose chunks are durable then. The caller holds a lease of the store until something names the trees.
+ * Reads a source into trees of the store, bottom first; they and their chunks are durable then. The caller holds a lease of the store until something names the trees.
  * @throws VarveError SOURCE_INVALID, SOURCE_CHANGED, SOURCE_UNSUPPORTED, FORMAT_INVALID, FORMAT_UNSUPPORTED, LIMIT_EXCEEDED, LIBRARY_MISSING
  */
-export async function importTrees(options: ImportTreesOptions): Promise<{ trees: Tree[]; figures: ImportFigures }> {
+export async function importTrees(options: ImportTreesOptions): Promise<{ trees: StoredTree[]; figures: ImportFigures }> {
   await using writer = options.store.writer({ signal: options.signal })
-  return await readTrees(options, writer)
+  const read = await readTrees(options, writer)
+  await writer.commit()
+  return read
 }
 
-async function readTrees(options: ImportTreesOptions, writer: PackWriter): Promise<{ trees: Tree[]; figures: ImportFigures }> {
+/** The trees are put into `writer`, but not committed: their chunks are. */
+async function readTrees(options: ImportTreesOptions, writer: PackWriter): Promise<{ trees: StoredTree[]; figures: ImportFigures }> {
   const { store, signal, cacheDirectory } = options
   const source = typeof options.source === 'string' ? parseSource(options.source) : options.source
-  const workers = Math.min(options.workers ?? availableParallelism(), WORKERS_MAX)
+  const workers = Math.min(options.workers ?? Math.min(availableParallelism(), WORKERS_DEFAULT_MAX), WORKERS_MAX)
   if (!(Number.isInteger(workers) && workers >= 1)) throw new RangeError(`${options.workers} is not a number of workers`)
   signal?.throwIfAborted()
   const progress = new Progress(options.onProgress)
   await using pipeline = new ContentPipeline({ store, packsDirectory: store.directory, workers, signal })
-  const { trees, filesUnchanged } = await readSource({ pipeline, writer, progress, signal, cacheDirectory }, source, options.squash ?? false)
+  const { trees, filesUnchanged } = await readSource({ pipeline, writer, progress, signal, cacheDirectory, columnsBytesMax: columnsBytesMax(workers), scratchDirectory: store.directory }, source, options.squash ?? false)
   const written = await pipeline.commit()
   progress.tell(true)
   const { files } = progress.now
   return { trees, figures: { files, filesUnchanged, contentBytes: trees.reduce((sum, tree) => sum + tree.contentBytes, 0), written } }
 }
 
-async function readSource(context: ImportContext, source: Source, squash: boolean): Promise<{ trees: Tree[]; filesUnchanged: number }> {
+async function readSource(context: ImportContext, source: Source, squash: boolean): Promise<{ trees: StoredTree[]; filesUnchanged: number }> {
   switch (source.kind) {
     case 'dir':
     case 'overlay': {
@@ -118,6 +124,11 @@ async function readSource(context: ImportContext, source: Source, squash: boolea
     case 'oci':
       return { trees: await importOci(context, { directory: source.path, tag: source.tag, squash }), filesUnchanged: 0 }
   }
+}
+
+/** Together with the workers, some 512 MiB. */
+function columnsBytesMax(workers: number): number {
+  return COLUMNS_BYTES_MAX - Math.max(0, workers - WORKERS_COUNTED) * WORKER_BYTES
 }
 
 function formatSource(source: Source): string {

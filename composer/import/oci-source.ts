@@ -6,15 +6,20 @@ import { decompressed } from '@varve/images/formats/compression.ts'
 import { OciImage } from '@varve/images/formats/oci-layout.ts'
 import type { OciDescriptor } from '@varve/images/formats/oci-layout.ts'
 import { TarReader } from '@varve/images/formats/tar-reader.ts'
-import { Kind } from '@varve/images/tree/tree.ts'
-import type { Tree } from '@varve/images/tree/tree.ts'
+import { putTree } from '@varve/images/store/stored-tree.ts'
+import type { StoredTree } from '@varve/images/store/stored-tree.ts'
 import { TreeBuilder } from '@varve/images/tree/tree-builder.ts'
-import type { InodeInit } from '@varve/images/tree/tree-builder.ts'
+import type { Workspace } from '@varve/images/tree/workspace.ts'
 import { ArchiveMembers, IMPLICIT_DIRECTORY } from './archive-members.ts'
+import { DirectoriesBelow } from './directories-below.ts'
+import { workspace } from './import-context.ts'
 import type { ImportContext } from './import-context.ts'
 import { PathTree } from './path-tree.ts'
 import { StreamContent } from './stream-content.ts'
 import { counted, drain } from './tar-source.ts'
+
+/** Of what may be in memory of the columns of trees, what the directories of lower layers may take, bytes: half a million of them. */
+const BELOW_BYTES_MAX = 24 << 20
 
 export interface OciOptions {
   directory: string
@@ -27,46 +32,51 @@ export interface OciOptions {
  * @returns trees, bottom first
  * @throws VarveError SOURCE_INVALID, SOURCE_UNSUPPORTED, FORMAT_INVALID, FORMAT_UNSUPPORTED, LIMIT_EXCEEDED
  */
-export async function importOci(context: ImportContext, { directory, tag, squash }: OciOptions): Promise<Tree[]> {
+export async function importOci(context: ImportContext, { directory, tag, squash }: OciOptions): Promise<StoredTree[]> {
   const image = await OciImage.open(directory, { tag, signal: context.signal })
   context.progress.now.sourceBytesTotal = image.layers.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0)
   return squash ? [await squashed(context, image)] : separate(context, image)
 }
 
-async function squashed(context: ImportContext, image: OciImage): Promise<Tree> {
-  const builder = new TreeBuilder(IMPLICIT_DIRECTORY)
-  const paths = new PathTree(builder, () => builder.addInode(IMPLICIT_DIRECTORY))
-  const content = new StreamContent(context)
+async function squashed(context: ImportContext, image: OciImage): Promise<StoredTree> {
+  using space = workspace(context)
+  const builder = new TreeBuilder(IMPLICIT_DIRECTORY, space)
+  const paths = new PathTree(builder, space, () => builder.addInode(IMPLICIT_DIRECTORY))
+  const content = new StreamContent(context, builder)
   for (const layer of image.layers) {
-    await putLayer(context, image, layer, new ArchiveMembers(context, { builder, paths, content, whiteouts: 'applied' }))
+    await putLayer(context, image, layer, space, new ArchiveMembers(context, { builder, paths, content, space, whiteouts: 'applied' }))
     paths.endLayer()
   }
   content.flush()
   await context.pipeline.drain()
   paths.finish()
-  return builder.build()
+  return putTree(context.writer, builder)
 }
 
-async function separate(context: ImportContext, image: OciImage): Promise<Tree[]> {
-  const trees: Tree[] = []
+async function separate(context: ImportContext, image: OciImage): Promise<StoredTree[]> {
+  const trees: StoredTree[] = []
+  using spaceBelow = workspace(context, context.columnsBytesMax - BELOW_BYTES_MAX)
+  const below = new DirectoriesBelow(spaceBelow)
   for (const layer of image.layers) {
+    using space = workspace(context, BELOW_BYTES_MAX)
     // A directory that the layer does not describe is the one below, if there is one.
-    const builder = new TreeBuilder(directoryBelow(trees, ''))
-    const paths = new PathTree(builder, (path) => builder.addInode(directoryBelow(trees, path)))
-    const content = new StreamContent(context)
-    await putLayer(context, image, layer, new ArchiveMembers(context, { builder, paths, content, whiteouts: 'kept' }))
+    const builder = new TreeBuilder(below.at(''), space)
+    const paths = new PathTree(builder, space, (path) => builder.addInode(below.at(path)))
+    const content = new StreamContent(context, builder)
+    await putLayer(context, image, layer, space, new ArchiveMembers(context, { builder, paths, content, space, whiteouts: 'kept' }))
     content.flush()
     await context.pipeline.drain()
     paths.finish()
-    trees.push(builder.build())
+    below.add(builder)
+    trees.push(putTree(context.writer, builder))
   }
   return trees
 }
 
-async function putLayer(context: ImportContext, image: OciImage, layer: OciDescriptor, members: ArchiveMembers): Promise<void> {
+async function putLayer(context: ImportContext, image: OciImage, layer: OciDescriptor, space: Workspace, members: ArchiveMembers): Promise<void> {
   const source = new ByteStream(counted(context, image.layerBytes(layer)))
   try {
-    const stream = await decompressed(source, { signal: context.signal })
+    const stream = await decompressed(source, { signal: context.signal, take: (bytes) => space.take(bytes) })
     // Some builders leave the mark of the end out; the digest says that the layer is whole.
     await members.putAll(new TarReader(stream, { endRequired: false }))
     await drain(stream)
@@ -75,24 +85,4 @@ async function putLayer(context: ImportContext, image: OciImage, layer: OciDescr
   } finally {
     await source.close()
   }
-}
-
-/** Metadata of the directory that the layers below have at a path. */
-function directoryBelow(trees: readonly Tree[], path: string): InodeInit {
-  for (const tree of trees.toReversed()) {
-    const entry = tree.find(path)
-    if (entry < 0) continue
-    const inode = tree.inode[entry]
-    if (tree.kind[inode] !== Kind.directory) break
-    return {
-      kind: Kind.directory,
-      mode: tree.mode[inode],
-      uid: tree.uid[inode],
-      gid: tree.gid[inode],
-      mtimeSeconds: tree.mtimeSeconds[inode],
-      mtimeNanoseconds: tree.mtimeNanoseconds[inode],
-      xattrs: tree.xattrSets[tree.xattrSet[inode]],
-    }
-  }
-  return IMPLICIT_DIRECTORY
 }

@@ -1,11 +1,15 @@
 /**
  * Path tree: names that come as paths, in any order and again and again, as archives have them; the last one stands.
- * Layers can be put one on another, each deleting what those below it have. At the end the names that stand go to a TreeBuilder, which holds the inodes all along.
+ * Layers can be put one on another, each deleting what those below it have. The names are the entries of a TreeBuilder; here is what finds them.
  */
 import { VarveError } from '@varve/images/errors.ts'
 import { Column } from '@varve/images/tree/column.ts'
+import { nameHash } from '@varve/images/tree/name-column.ts'
+import { HASH_SECRET, SlotTable } from '@varve/images/tree/slot-table.ts'
 import { Kind } from '@varve/images/tree/tree.ts'
+import { REMOVED } from '@varve/images/tree/tree-builder.ts'
 import type { TreeBuilder } from '@varve/images/tree/tree-builder.ts'
+import type { Workspace } from '@varve/images/tree/workspace.ts'
 import { printPath } from '../merge/print-path.ts'
 
 /** As in Linux: symlinks followed for one path. */
@@ -30,30 +34,37 @@ export type ImplicitDirectory = (path: string) => number
 export class PathTree {
   readonly #builder: TreeBuilder
   readonly #implicit: ImplicitDirectory
-  // By name. A name that was removed stays here, and is found again if it comes back.
-  readonly #parent = new Column(new Uint32Array())
-  readonly #inode = new Column(new Uint32Array())
-  readonly #names: string[] = []
-  readonly #isAlive = new Column(new Uint8Array())
-  /** Counts removals: a child whose `parentLife` is not its parent's `life` went with it. */
-  readonly #life = new Column(new Uint32Array())
-  readonly #parentLife = new Column(new Uint32Array())
-  /** Layer that has touched the name last, as a member or on the way to one. */
-  readonly #layer = new Column(new Uint32Array())
-  /** Hash table by directory and name, at most half full: number plus 1, or 0. */
-  #slots = new Uint32Array(4096)
+  readonly #space: Workspace
+  readonly #slots: SlotTable
+  // The name that is sought there.
+  #directory = ROOT
+  #name = ''
+  /** Layer that has touched the name last, as a member or on the way to one; from the second layer on. */
+  #layer: Column<Uint16Array> | undefined
   #currentLayer = 1
   /** Names of which the current layer says that they are deleted below it; directories that it says hide what is below. */
-  #deletions: number[] = []
-  readonly #hiding = new Set<number>()
+  readonly #deletions: Column<Uint32Array>
+  readonly #hiding: Column<Uint32Array>
   // The directory part that was resolved last: members of one directory mostly come together.
   #lastPath: string | undefined
   #lastDirectory = ROOT
 
-  constructor(builder: TreeBuilder, implicit: ImplicitDirectory) {
+  /** @param space borrowed, the builder's */
+  constructor(builder: TreeBuilder, space: Workspace, implicit: ImplicitDirectory) {
     this.#builder = builder
     this.#implicit = implicit
-    this.#addName(ROOT, '', 0)
+    this.#space = space
+    this.#deletions = new Column(space, new Uint32Array())
+    this.#hiding = new Column(space, new Uint32Array())
+    this.#slots = new SlotTable(space, {
+      get count() {
+        return builder.entryCount
+      },
+      // What was removed is not found again: a name that comes back is a new one, and has nothing of what was below the old one.
+      isEntered: (name) => name !== ROOT && builder.inodeOf(name) !== REMOVED,
+      hashOf: (name) => mixed(builder.names.hash(name, HASH_SECRET ^ builder.parentOf(name))),
+      isSought: (name) => builder.parentOf(name) === this.#directory && builder.names.equals(name, this.#name),
+    })
   }
 
   /**
@@ -95,7 +106,7 @@ export class PathTree {
     for (const name of componentsOf(path).slice(0, -1)) {
       at = this.#child(at, name)
       if (at < 0) return false
-      if (this.#builder.kind(this.#inode.values[at]) !== Kind.directory) return true
+      if (!this.#isDirectory(this.inode(at))) return true
     }
     return false
   }
@@ -103,27 +114,28 @@ export class PathTree {
   /** Inode of the name at a path, or -1; makes nothing, and follows symlinks on the way but not at the end. */
   find(path: string): number {
     const found = this.#lookUp(path)
-    return found < 0 ? -1 : this.#inode.values[found]
+    return found < 0 ? -1 : this.inode(found)
   }
 
   /** Inode of a name. */
   inode(name: number): number {
-    return this.#inode.values[name]
+    return this.#builder.inodeOf(name)
   }
 
   /** Gives a place an inode. What stood there goes, with all below it unless both are directories. */
   put({ directory, name }: Place, inode: number): number {
     if (name === '') throw new RangeError('the root is not put')
-    let found = this.#child(directory, name)
-    if (found < 0) {
-      found = this.#addName(directory, name, inode)
-    } else {
-      const wasDirectory = this.#builder.kind(this.#inode.values[found]) === Kind.directory
-      if (!wasDirectory || this.#builder.kind(inode) !== Kind.directory) this.#forget(found)
-      this.#isAlive.values[found] = 1
-      this.#inode.values[found] = inode
-      this.#layer.values[found] = this.#currentLayer
+    const found = this.#child(directory, name)
+    if (found < 0) return this.#addName(directory, name, inode)
+    const wasDirectory = this.#isDirectory(this.inode(found))
+    if (wasDirectory && !this.#isDirectory(inode)) {
+      this.#remove(found)
+      return this.#addName(directory, name, inode)
     }
+    this.#builder.setInodeOf(found, inode)
+    this.#touch(found)
+    // It may have been a symlink on the way to the directory that was resolved last.
+    if (!wasDirectory) this.#lastPath = undefined
     return found
   }
 
@@ -136,41 +148,34 @@ export class PathTree {
   /** The current layer hides what the layers below it have in a directory. Makes nothing. */
   hide(path: string): void {
     const found = this.#lookUp(path)
-    if (found >= ROOT) this.#hiding.add(found)
+    if (found >= ROOT) this.#hiding.push(found)
   }
 
   /** Ends a layer: what it deletes goes; what comes next is put on top of it. */
   endLayer(): void {
-    for (const name of this.#deletions) {
+    for (let index = 0; index < this.#deletions.length; index++) {
+      const name = this.#deletions.values[index]
       // A name that the layer has again is a new one: only what the old one held goes.
-      if (this.#layer.values[name] === this.#currentLayer) this.#hiding.add(name)
-      else this.#forget(name)
+      if (this.#layerOf(name) === this.#currentLayer) this.#hiding.push(name)
+      else this.#remove(name)
     }
-    if (this.#hiding.size > 0) this.#forgetHidden()
-    this.#deletions = []
+    if (this.#hiding.length > 0) this.#removeHidden()
+    this.#deletions.clear()
     this.#hiding.clear()
     this.#lastPath = undefined
     this.#currentLayer++
+    if (this.#layer !== undefined) return
+    this.#layer = new Column(this.#space, new Uint16Array())
+    this.#layer.extend(this.#builder.entryCount)
+    this.#layer.values.fill(1)
   }
 
-  /** Hands all names to the builder. Nothing can be asked of this afterwards: its memory is for others. */
+  /** Nothing can be asked of this afterwards: its memory is for others. */
   finish(): void {
-    const entries = new Uint32Array(this.#names.length)
-    for (let name = 1; name < this.#names.length; name++) {
-      const parent = this.#parent.values[name]
-      if (!this.#stands(name) || (parent !== ROOT && entries[parent] === 0)) continue
-      entries[name] = this.#builder.addEntry(entries[parent], this.#names[name], this.#inode.values[name])
-    }
-    for (const column of [this.#parent, this.#inode, this.#isAlive, this.#life, this.#parentLife, this.#layer]) column.clear()
-    this.#names.length = 0
-    this.#slots = new Uint32Array(2)
-  }
-
-  /** Path of a name, in latin1. */
-  path(name: number): string {
-    const names: string[] = []
-    for (let at = name; at !== ROOT; at = this.#parent.values[at]) names.push(this.#names[at])
-    return names.reverse().join('/')
+    this.#slots.clear()
+    this.#layer?.clear()
+    this.#deletions.clear()
+    this.#hiding.clear()
   }
 
   #lookUp(path: string): number {
@@ -189,13 +194,13 @@ export class PathTree {
     const left = names.reverse()
     for (let name = left.pop(); name !== undefined; name = left.pop()) {
       if (name === '..') {
-        at = this.#parent.values[at]
+        at = this.#builder.parentOf(at)
         continue
       }
       let next = this.#child(at, name)
-      const kind = next < 0 ? undefined : this.#builder.kind(this.#inode.values[next])
+      const kind = next < 0 ? undefined : this.#builder.kind(this.inode(next))
       if (kind === Kind.symlink) {
-        const target = Buffer.from(this.#builder.target(this.#inode.values[next])!).toString('latin1')
+        const target = Buffer.from(this.#builder.target(this.inode(next))).toString('latin1')
         if (++symlinks > SYMLINKS_MAX) throw new VarveError('SOURCE_INVALID', `${printPath(path)} leads through more than ${SYMLINKS_MAX} symlinks`)
         if (target.startsWith('/')) at = ROOT
         for (const part of target.split('/').reverse()) if (part !== '' && part !== '.') left.push(part)
@@ -203,90 +208,71 @@ export class PathTree {
       }
       if (kind !== Kind.directory) {
         if (!make) return -1
-        const parentPath = this.path(at)
+        const parentPath = this.#builder.path(at)
         next = this.put({ directory: at, name }, this.#implicit(parentPath === '' ? name : `${parentPath}/${name}`))
       }
-      if (make) this.#layer.values[next] = this.#currentLayer
+      if (make) this.#touch(next)
       at = next
     }
     return at
   }
 
-  #forget(name: number): void {
-    this.#isAlive.values[name] = 0
-    this.#life.values[name]++
+  #isDirectory(inode: number): boolean {
+    return this.#builder.kind(inode) === Kind.directory
+  }
+
+  #remove(name: number): void {
+    this.#builder.setInodeOf(name, REMOVED)
     this.#lastPath = undefined
   }
 
   /** A directory comes before what is in it. */
-  #forgetHidden(): void {
-    const isHidden = new Uint8Array(this.#names.length)
-    for (let name = 1; name < this.#names.length; name++) {
-      const parent = this.#parent.values[name]
-      isHidden[name] = isHidden[parent] | (this.#hiding.has(parent) ? 1 : 0)
-      if (isHidden[name] === 1 && this.#layer.values[name] < this.#currentLayer && this.#stands(name)) this.#forget(name)
+  #removeHidden(): void {
+    /** By name: it hides what is in it, or is in what does. */
+    const hides = new Column(this.#space, new Uint8Array())
+    hides.extend(this.#builder.entryCount)
+    for (let index = 0; index < this.#hiding.length; index++) hides.values[this.#hiding.values[index]] = 1
+    for (let name = 1; name < hides.length; name++) {
+      if (hides.values[this.#builder.parentOf(name)] === 0) continue
+      hides.values[name] = 1
+      if (this.#layerOf(name) < this.#currentLayer) this.#remove(name)
     }
+    hides.clear()
   }
 
-  #stands(name: number): boolean {
-    return this.#isAlive.values[name] === 1 && this.#parentLife.values[name] === this.#life.values[this.#parent.values[name]]
+  #touch(name: number): void {
+    if (this.#layer !== undefined) this.#layer.values[name] = this.#currentLayer
   }
 
-  /** Name in a directory that stands, or -1. */
+  #layerOf(name: number): number {
+    return this.#layer === undefined ? 1 : this.#layer.values[name]
+  }
+
+  /** Name in a directory, or -1. The directory was not removed, nor what it is in. */
   #child(directory: number, name: string): number {
-    const found = this.#slots[this.#slot(directory, name)] - 1
-    return found >= 0 && this.#stands(found) ? found : -1
+    const found = this.#slots.find(this.#seek(directory, name))
+    return found >= 0 && this.inode(found) !== REMOVED ? found : -1
   }
 
   #addName(directory: number, name: string, inode: number): number {
-    const slot = this.#names.length === 0 ? -1 : this.#slot(directory, name)
-    const gone = slot < 0 ? -1 : this.#slots[slot] - 1
-    if (gone >= 0) {
-      // What was below it when it was removed has gone.
-      this.#life.values[gone]++
-      this.#isAlive.values[gone] = 1
-      this.#parentLife.values[gone] = this.#life.values[directory]
-      this.#inode.values[gone] = inode
-      this.#layer.values[gone] = this.#currentLayer
-      return gone
-    }
-    if (this.#names.length >= NAMES_MAX) throw new VarveError('LIMIT_EXCEEDED', `the source has more than ${NAMES_MAX} names`)
-    const added = this.#names.push(name) - 1
-    this.#parent.push(directory)
-    this.#inode.push(inode)
-    this.#isAlive.push(1)
-    this.#life.push(0)
-    this.#parentLife.push(added === ROOT ? 0 : this.#life.values[directory])
-    this.#layer.push(this.#currentLayer)
-    if (slot >= 0) this.#slots[slot] = added + 1
-    if (this.#names.length * 2 > this.#slots.length) this.#growSlots()
+    if (this.#builder.entryCount >= NAMES_MAX) throw new VarveError('LIMIT_EXCEEDED', `the source has more than ${NAMES_MAX} names`)
+    const added = this.#builder.addEntry(directory, name, inode)
+    this.#layer?.push(this.#currentLayer)
+    this.#slots.put(this.#seek(directory, name), added)
     return added
   }
 
-  /** Slot of the name, or the free one where it belongs. */
-  #slot(directory: number, name: string): number {
-    const mask = this.#slots.length - 1
-    let slot = hash(directory, name) & mask
-    for (let at = this.#slots[slot]; at !== 0; at = this.#slots[slot]) {
-      if (this.#parent.values[at - 1] === directory && this.#names[at - 1] === name) return slot
-      slot = (slot + 1) & mask
-    }
-    return slot
-  }
-
-  #growSlots(): void {
-    this.#slots = new Uint32Array(this.#slots.length * 2)
-    for (let name = 1; name < this.#names.length; name++) this.#slots[this.#slot(this.#parent.values[name], this.#names[name])] = name + 1
+  /** @returns the hash of the name */
+  #seek(directory: number, name: string): number {
+    this.#directory = directory
+    this.#name = name
+    return mixed(nameHash(name, HASH_SECRET ^ directory))
   }
 }
 
-/** FNV-1a, with its bits mixed once more. */
-function hash(directory: number, name: string): number {
-  let value = (0x811c9dc5 ^ directory) | 0
-  for (let at = 0; at < name.length; at++) value = Math.imul(value ^ name.charCodeAt(at), 0x01000193)
-  value ^= Math.imul(directory, 0x9e3779b1)
-  value = Math.imul(value ^ (value >>> 16), 0x85ebca6b)
-  return value ^ (value >>> 13)
+function mixed(hash: number): number {
+  const value = Math.imul(hash ^ (hash >>> 16), 0x85ebca6b)
+  return Math.imul(value ^ (value >>> 13), 0xc2b2ae35)
 }
 
 /** Where the last name of a path begins, less one. */

@@ -6,9 +6,11 @@ import { VarveError } from '@varve/images/errors.ts'
 import { ByteStream } from '@varve/images/formats/byte-stream.ts'
 import { decompressed } from '@varve/images/formats/compression.ts'
 import { TarReader } from '@varve/images/formats/tar-reader.ts'
-import type { Tree } from '@varve/images/tree/tree.ts'
+import { putTree } from '@varve/images/store/stored-tree.ts'
+import type { StoredTree } from '@varve/images/store/stored-tree.ts'
 import { TreeBuilder } from '@varve/images/tree/tree-builder.ts'
 import { ArchiveMembers, IMPLICIT_DIRECTORY } from './archive-members.ts'
+import { workspace } from './import-context.ts'
 import type { ImportContext } from './import-context.ts'
 import { PathTree } from './path-tree.ts'
 import { StreamContent } from './stream-content.ts'
@@ -16,14 +18,15 @@ import { StreamContent } from './stream-content.ts'
 const READ_BYTES = 1 << 20
 
 /** @throws VarveError SOURCE_INVALID, SOURCE_UNSUPPORTED, FORMAT_INVALID, FORMAT_UNSUPPORTED, LIMIT_EXCEEDED, LIBRARY_MISSING */
-export async function importTar(context: ImportContext, bytes: AsyncIterable<Uint8Array>): Promise<Tree> {
-  const builder = new TreeBuilder(IMPLICIT_DIRECTORY)
-  const paths = new PathTree(builder, () => builder.addInode(IMPLICIT_DIRECTORY))
-  const content = new StreamContent(context)
+export async function importTar(context: ImportContext, bytes: AsyncIterable<Uint8Array>): Promise<StoredTree> {
+  using space = workspace(context)
+  const builder = new TreeBuilder(IMPLICIT_DIRECTORY, space)
+  const paths = new PathTree(builder, space, () => builder.addInode(IMPLICIT_DIRECTORY))
+  const content = new StreamContent(context, builder)
   const source = new ByteStream(counted(context, bytes))
   try {
-    const stream = await decompressed(source, { signal: context.signal })
-    const members = new ArchiveMembers(context, { builder, paths, content, whiteouts: 'plain' })
+    const stream = await decompressed(source, { signal: context.signal, take: (bytes) => space.take(bytes) })
+    const members = new ArchiveMembers(context, { builder, paths, content, space, whiteouts: 'plain' })
     await members.putAll(new TarReader(stream, { endRequired: true }))
     await drain(stream)
   } finally {
@@ -32,7 +35,7 @@ export async function importTar(context: ImportContext, bytes: AsyncIterable<Uin
   content.flush()
   await context.pipeline.drain()
   paths.finish()
-  return builder.build()
+  return putTree(context.writer, builder)
 }
 
 /** Reads to the end what follows an archive: only there a compressed stream shows that it is whole, and whoever writes into a pipe wants to be read. */

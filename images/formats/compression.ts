@@ -44,14 +44,20 @@ function unsupported(format: string, command: string): VarveError {
   return new VarveError('FORMAT_UNSUPPORTED', `compressed with ${format}, which is not read; decompress it first, as in '${command} FILE | varve layer import NAME tar:-'`)
 }
 
+export interface DecompressedOptions {
+  signal?: AbortSignal
+  /** Is told what decompressing takes of memory, and gives back, bytes; it may throw. */
+  take?: (bytes: number) => void
+}
+
 /**
  * The content of a stream that may be compressed.
  * @throws VarveError FORMAT_INVALID, FORMAT_UNSUPPORTED, LIBRARY_MISSING when it is read
  */
-export async function decompressed(stream: ByteStream, options: { signal?: AbortSignal } = {}): Promise<ByteStream> {
+export async function decompressed(stream: ByteStream, options: DecompressedOptions = {}): Promise<ByteStream> {
   const compression = compressionOf(await stream.peek(MAGIC_BYTES))
   if (compression === 'none') return stream
-  if (compression === 'zstd') return new ByteStream(zstdDecompressed(stream.rest()))
+  if (compression === 'zstd') return new ByteStream(zstdDecompressed(stream.rest(), options.take))
   return new ByteStream(compression === 'xz' ? throughXz(stream, options.signal) : gunzipped(stream))
 }
 

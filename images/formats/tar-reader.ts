@@ -9,8 +9,8 @@ import type { ByteStream } from './byte-stream.ts'
 import { PaxRecords, paxNumber, paxTime, paxXattrs, readPaxRecords } from './pax.ts'
 import { TAR_BLOCK_BYTES, isZeroBlock, readTarHeader } from './tar-header.ts'
 import type { TarHeader } from './tar-header.ts'
-import { readDataMap, readOldGnuMap, readPaxMap } from './tar-sparse.ts'
-import type { SparseMap, SparsePart } from './tar-sparse.ts'
+import { SparseParts, readDataMap, readOldGnuMap, readPaxMap } from './tar-sparse.ts'
+import type { SparseMap } from './tar-sparse.ts'
 
 /** Largest extended header, bytes: room for the attributes of one inode, or the map of a file in some 100,000 parts. */
 export const EXTENDED_BYTES_MAX = 4 << 20
@@ -37,8 +37,10 @@ export interface TarMember {
   /** Of a file, holes included. */
   sizeBytes: number
   /** Of a file: parts that hold data, ascending; `readData` gives them one after the other. */
-  parts: SparsePart[]
+  parts: SparseParts
 }
+
+const NO_PARTS = new SparseParts(new Float64Array())
 
 const TYPES: Record<string, TarType> = { '0': 'file', '7': 'file', S: 'file', '1': 'link', '2': 'symlink', '3': 'character', '4': 'block', '5': 'directory', '6': 'fifo', D: 'directory' }
 
@@ -198,7 +200,7 @@ export class TarReader {
       accessAcl: values.get('SCHILY.acl.access'),
       defaultAcl: values.get('SCHILY.acl.default'),
       sizeBytes: 0,
-      parts: [],
+      parts: NO_PARTS,
     }
     checkNumbers(member, offset)
     await this.#locateData(member, header, block, records)
@@ -219,7 +221,7 @@ export class TarReader {
     this.#setData(storedBytes)
     const map = await this.#sparseMap(header, block, records, storedBytes)
     member.sizeBytes = map?.sizeBytes ?? storedBytes
-    member.parts = map?.parts ?? (storedBytes > 0 ? [{ offset: 0, length: storedBytes }] : [])
+    member.parts = map?.parts ?? (storedBytes > 0 ? new SparseParts(Float64Array.of(0, storedBytes)) : NO_PARTS)
   }
 
   async #sparseMap(header: TarHeader, block: Uint8Array, records: PaxRecords, storedBytes: number): Promise<SparseMap | undefined> {

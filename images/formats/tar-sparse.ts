@@ -17,9 +17,30 @@ export interface SparsePart {
   length: number
 }
 
+/** Parts of one file, ascending, disjoint, not empty, inside the file. Packed: there may be a million. */
+export class SparseParts implements Iterable<SparsePart> {
+  /** Offset and length of each. */
+  readonly #numbers: Float64Array
+
+  constructor(numbers: Float64Array) {
+    this.#numbers = numbers
+  }
+
+  get count(): number {
+    return this.#numbers.length / 2
+  }
+
+  at(index: number): SparsePart {
+    return { offset: this.#numbers[2 * index], length: this.#numbers[2 * index + 1] }
+  }
+
+  *[Symbol.iterator](): Generator<SparsePart> {
+    for (let index = 0; index < this.count; index++) yield this.at(index)
+  }
+}
+
 export interface SparseMap {
-  /** Ascending, disjoint, not empty, inside the file. */
-  parts: SparsePart[]
+  parts: SparseParts
   /** Of the file, holes included. */
   sizeBytes: number
 }
@@ -57,7 +78,7 @@ export async function readOldGnuMap(header: Uint8Array, stream: ByteStream, stor
     collect(block, 0, BLOCK_ENTRIES)
     continues = block[BLOCK_CONTINUES_OFFSET] !== 0
   }
-  return checked(numbers, sizeBytes, storedBytes)
+  return checked(Float64Array.from(numbers), sizeBytes, storedBytes)
 }
 
 /** Map of GNU.sparse 0.0 or 0.1, which is all in the records. @throws VarveError FORMAT_INVALID, LIMIT_EXCEEDED */
@@ -66,7 +87,7 @@ export function readPaxMap(records: PaxRecords, storedBytes: number): SparseMap 
   const map = records.values.get('GNU.sparse.map')
   const texts = map === undefined ? records.sparse : map === '' ? [] : map.split(',')
   if (texts.length > 2 * SPARSE_PARTS_MAX) throw tooMany()
-  return checked(texts.map((text) => paxNumber(text, 'GNU.sparse.map')), sizeBytes, storedBytes)
+  return checked(Float64Array.from(texts, (text) => paxNumber(text, 'GNU.sparse.map')), sizeBytes, storedBytes)
 }
 
 /**
@@ -76,39 +97,41 @@ export function readPaxMap(records: PaxRecords, storedBytes: number): SparseMap 
  */
 export async function readDataMap(records: PaxRecords, stream: ByteStream, storedBytes: number): Promise<{ map: SparseMap; mapBytes: number }> {
   const sizeBytes = paxNumber(records.values.get('GNU.sparse.realsize') ?? '', 'GNU.sparse.realsize')
-  const numbers: number[] = []
-  let wanted = 1
+  let numbers: Float64Array | undefined
+  let filled = 0
   let mapBytes = 0
   let line = ''
-  while (numbers.length < wanted) {
+  while (numbers === undefined || filled < numbers.length) {
     if (mapBytes + TAR_BLOCK_BYTES > storedBytes) throw new VarveError('FORMAT_INVALID', 'the map of a sparse file does not end')
     const block = await stream.read(TAR_BLOCK_BYTES)
     if (block.length < TAR_BLOCK_BYTES) throw new VarveError('FORMAT_INVALID', 'the tar archive ends in the map of a sparse file')
     mapBytes += TAR_BLOCK_BYTES
-    for (let at = 0; at < block.length && numbers.length < wanted; at++) {
+    for (let at = 0; at < block.length && filled !== numbers?.length; at++) {
       if (block[at] !== 0x0a) {
         line += String.fromCharCode(block[at])
         continue
       }
       const number = paxNumber(line, 'sparse map')
-      if (numbers.length === 0) {
-        if (number > SPARSE_PARTS_MAX) throw tooMany()
-        wanted = 1 + 2 * number
-      }
-      numbers.push(number)
       line = ''
+      if (numbers === undefined) {
+        if (number > SPARSE_PARTS_MAX) throw tooMany()
+        if (number < 0) throw new VarveError('FORMAT_INVALID', 'the map of a sparse file has a negative number of parts')
+        numbers = new Float64Array(2 * number)
+      } else {
+        numbers[filled++] = number
+      }
     }
     if (line.length > 20) throw new VarveError('FORMAT_INVALID', 'the map of a sparse file has a line that is no number')
   }
-  return { map: checked(numbers.slice(1), sizeBytes, storedBytes - mapBytes), mapBytes }
+  return { map: checked(numbers, sizeBytes, storedBytes - mapBytes), mapBytes }
 }
 
-/** @param numbers offset and length of each part */
-function checked(numbers: readonly number[], sizeBytes: number, storedBytes: number): SparseMap {
+/** @param numbers offset and length of each part; the map takes them over */
+function checked(numbers: Float64Array, sizeBytes: number, storedBytes: number): SparseMap {
   const refuse = (problem: string) => new VarveError('FORMAT_INVALID', `the map of a sparse file ${problem}`)
   if (numbers.length % 2 !== 0) throw refuse('has an offset without a length')
   if (sizeBytes < 0) throw refuse('has a negative size')
-  const parts: SparsePart[] = []
+  let filled = 0
   let end = 0
   let dataBytes = 0
   for (let at = 0; at < numbers.length; at += 2) {
@@ -118,10 +141,12 @@ function checked(numbers: readonly number[], sizeBytes: number, storedBytes: num
     end = offset + length
     dataBytes += length
     // An empty part at the end only says how long the file is.
-    if (length > 0) parts.push({ offset, length })
+    if (length === 0) continue
+    numbers[filled++] = offset
+    numbers[filled++] = length
   }
   if (dataBytes !== storedBytes) throw refuse(`has ${dataBytes} bytes of data, its member ${storedBytes}`)
-  return { parts, sizeBytes }
+  return { parts: new SparseParts(numbers.subarray(0, filled)), sizeBytes }
 }
 
 function tooMany(): VarveError {

@@ -82,11 +82,12 @@ export function readXattrs(path: Uint8Array): Xattr[] {
 /**
  * Parts of a file that hold data, in order; what lies between them is holes.
  * A filesystem without holes gives one part. @param sizeBytes length of the file
+ * @param options `from`: bytes before it are left out; `partsMax`: so many at most
  */
-export function dataParts(fd: number, sizeBytes: number): { offset: number; length: number }[] {
+export function dataParts(fd: number, sizeBytes: number, { from = 0, partsMax = Infinity } = {}): { offset: number; length: number }[] {
   const parts: { offset: number; length: number }[] = []
-  let at = 0
-  while (at < sizeBytes) {
+  let at = from
+  while (at < sizeBytes && parts.length < partsMax) {
     const data = Number(lseek(fd, at, SEEK_DATA))
     if (data < 0) {
       if (koffi.errno() === ENXIO) break

@@ -64,6 +64,8 @@ export function filesystemOf(path: Uint8Array): Filesystem | undefined {
   return { type: status.readUInt32LE(0), id: status.toString('hex', FSID_OFFSET, FSID_OFFSET + 8) }
 }
 
+/** 32-bit words of a file's key, see FileStatus.copyFileKey. */
+export const FILE_KEY_WORDS = 4
 /** 32-bit words of an identity, see FileStatus.copyIdentity. */
 export const IDENTITY_WORDS = 10
 
@@ -141,9 +143,12 @@ export class FileStatus {
     return this.#words[8]
   }
 
-  /** Device and inode, as a map key. */
-  get fileKey(): string {
-    return `${this.#words[34]}:${this.#words[35]}:${this.#words[9]}:${this.#words[8]}`
+  /** Device and inode: FILE_KEY_WORDS words, the same for all names of a file. */
+  copyFileKey(into: Uint32Array): void {
+    into[0] = this.#words[8]
+    into[1] = this.#words[9]
+    into[2] = this.#words[34]
+    into[3] = this.#words[35]
   }
 
   /** Device, as a map key. */

@@ -21,6 +21,7 @@ type Context = unknown
 interface Library {
   create(): Context
   free(context: Context): number
+  sizeOf(context: Context): number
   setMaxWindow(context: Context, bytes: number): number
   decompress(context: Context, output: BigUint64Array, input: BigUint64Array): number | bigint
   isError(code: number | bigint): number
@@ -33,6 +34,7 @@ function bind(handle: LibraryHandle): Library {
   return {
     create: handle.func('void *ZSTD_createDStream(void)'),
     free: handle.func('size_t ZSTD_freeDStream(void *context)'),
+    sizeOf: handle.func('size_t ZSTD_sizeof_DStream(void *context)'),
     setMaxWindow: handle.func('size_t ZSTD_DCtx_setMaxWindowSize(void *context, size_t bytes)'),
     decompress: handle.func('size_t ZSTD_decompressStream(void *context, _Inout_ void *output, _Inout_ void *input)'),
     isError: handle.func('unsigned int ZSTD_isError(size_t code)'),
@@ -42,12 +44,14 @@ function bind(handle: LibraryHandle): Library {
 
 /**
  * Content of a stream of frames, in one buffer that is used again. Bytes behind the last frame must be another frame.
+ * @param take is told what libzstd takes for the window, and gives back, bytes: up to 128 MiB; it may throw
  * @throws VarveError FORMAT_INVALID, LIBRARY_MISSING
  */
-export async function* zstdDecompressed(source: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array, void> {
+export async function* zstdDecompressed(source: AsyncIterable<Uint8Array>, take: (bytes: number) => void = () => undefined): AsyncGenerator<Uint8Array, void> {
   const zstd = (library ??= bindZstd(bind))
   const context = zstd.create()
   if (context === null) throw new Error('libzstd: out of memory')
+  let taken = 0
   try {
     zstd.setMaxWindow(context, WINDOW_BYTES_MAX)
     const input = Buffer.allocUnsafeSlow(INPUT_BYTES)
@@ -68,6 +72,9 @@ export async function* zstdDecompressed(source: AsyncIterable<Uint8Array>): Asyn
           const before = inputState[POSITION]
           left = zstd.decompress(context, outputState, inputState)
           if (zstd.isError(left) !== 0) throw damaged(zstd.errorName(left))
+          const size = Number(zstd.sizeOf(context))
+          take(size - taken)
+          taken = size
           const length = Number(outputState[POSITION])
           if (length > 0) yield output.subarray(0, length)
           isFull = length === OUTPUT_BYTES
@@ -78,6 +85,7 @@ export async function* zstdDecompressed(source: AsyncIterable<Uint8Array>): Asyn
     if (Number(left) !== 0) throw damaged('it ends in the middle of a frame')
   } finally {
     zstd.free(context)
+    take(-taken)
   }
 }
 

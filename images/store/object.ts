@@ -33,19 +33,65 @@ interface Root {
  * @throws VarveError LIMIT_EXCEEDED above OBJECT_BYTES_MAX
  */
 export function putObject(writer: ChunkWriter, bytes: Uint8Array): Digest {
-  if (bytes.length > OBJECT_BYTES_MAX) throw new VarveError('LIMIT_EXCEEDED', `an object of ${bytes.length} bytes; at most ${OBJECT_BYTES_MAX} are allowed`)
-  if (bytes.length <= INLINE_BYTES_MAX) return writer.put(Buffer.concat([header(bytes.length, 0), bytes]))
-  const parts: Uint8Array[] = []
-  for (let segment = 0; segment < bytes.length; segment += SEGMENT_BYTES) {
-    const content = bytes.subarray(segment, segment + SEGMENT_BYTES)
+  const object = new ObjectWriter(writer)
+  object.write(bytes)
+  return object.end()
+}
+
+/** Stores an object as its bytes come. It holds a segment of them at most. */
+export class ObjectWriter {
+  readonly #writer: ChunkWriter
+  readonly #parts: Uint8Array[] = []
+  /** Grows up to a segment. */
+  #segment = new Uint8Array(INLINE_BYTES_MAX)
+  #filled = 0
+  #length = 0
+
+  constructor(writer: ChunkWriter) {
+    this.#writer = writer
+  }
+
+  /** The next bytes, which the caller may reuse. @throws VarveError LIMIT_EXCEEDED above OBJECT_BYTES_MAX */
+  write(bytes: Uint8Array): void {
+    this.#length += bytes.length
+    if (this.#length > OBJECT_BYTES_MAX) throw new VarveError('LIMIT_EXCEEDED', `an object of more than ${OBJECT_BYTES_MAX} bytes, which are the most that are allowed`)
+    for (let done = 0; done < bytes.length; ) {
+      if (this.#filled === this.#segment.length) this.#makeRoom(bytes.length - done)
+      const part = bytes.subarray(done, done + this.#segment.length - this.#filled)
+      this.#segment.set(part, this.#filled)
+      this.#filled += part.length
+      done += part.length
+    }
+  }
+
+  /** @returns digest of the root chunk; visible and durable once the writer commits */
+  end(): Digest {
+    const last = this.#segment.subarray(0, this.#filled)
+    if (this.#length <= INLINE_BYTES_MAX) return this.#writer.put(Buffer.concat([header(this.#length, 0), last]))
+    this.#cut(last)
+    if (this.#parts.length > PIECES_MAX) throw new VarveError('LIMIT_EXCEEDED', `an object of ${this.#parts.length} pieces; at most ${PIECES_MAX} are allowed`)
+    return this.#writer.put(Buffer.concat([header(this.#length, this.#parts.length), ...this.#parts]))
+  }
+
+  /** @param wanted bytes that are at hand */
+  #makeRoom(wanted: number): void {
+    if (this.#filled === SEGMENT_BYTES) {
+      this.#cut(this.#segment)
+      this.#filled = 0
+      return
+    }
+    const grown = new Uint8Array(Math.min(SEGMENT_BYTES, Math.max(this.#filled * 2, this.#filled + wanted)))
+    grown.set(this.#segment)
+    this.#segment = grown
+  }
+
+  #cut(content: Uint8Array): void {
     let start = 0
     for (const end of cutContent(content)) {
-      parts.push(piece(writer.put(content.subarray(start, end)), end - start))
+      this.#parts.push(piece(this.#writer.put(content.subarray(start, end)), end - start))
       start = end
     }
   }
-  if (parts.length > PIECES_MAX) throw new VarveError('LIMIT_EXCEEDED', `an object of ${parts.length} pieces; at most ${PIECES_MAX} are allowed`)
-  return writer.put(Buffer.concat([header(bytes.length, parts.length), ...parts]))
 }
 
 /**

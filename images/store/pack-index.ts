@@ -19,7 +19,7 @@ const APPLICATION_ID = 0x56525649
 const INDEX_VERSION = 1
 /** How long a transaction waits for another process's. */
 const BUSY_TIMEOUT_MS = 120_000
-const CACHE_KIB = 32 << 10
+const CACHE_BYTES = 32 << 20
 
 const SCHEMA = `
 CREATE TABLE packs (
@@ -109,23 +109,23 @@ export class PackIndex {
    * Opens the index of a store. The caller holds the store's lock: exclusively if the index does not exist yet.
    * @throws VarveError INDEX_INVALID, HOME_INVALID (newer version)
    */
-  static open(directory: string): PackIndex {
+  static open(directory: string, options: { cacheBytes?: number } = {}): PackIndex {
     const path = join(directory, INDEX_FILE)
     return translated(path, () => {
       const isNew = !existsSync(path)
       if (isNew && hasPacks(directory)) throw new VarveError('INDEX_INVALID', `${path} is missing, but there are packs; run 'varve verify --repair'`)
-      return PackIndex.openFile(path, { create: isNew || !hasPacks(directory) })
+      return PackIndex.openFile(path, { create: isNew || !hasPacks(directory), ...options })
     })
   }
 
-  /** Opens one file, and makes its tables if it is empty and `create` says so. */
-  static openFile(path: string, options: { create: boolean }): PackIndex {
+  /** Opens one file, and makes its tables if it is empty and `create` says so. @param options `cacheBytes`: of the file, in memory */
+  static openFile(path: string, options: { create: boolean; cacheBytes?: number }): PackIndex {
     return translated(path, () => {
       const database = new Database(path, { timeout: BUSY_TIMEOUT_MS })
       try {
         database.pragma('journal_mode = WAL')
         database.pragma('synchronous = FULL')
-        database.pragma(`cache_size = -${CACHE_KIB}`)
+        database.pragma(`cache_size = -${(options.cacheBytes ?? CACHE_BYTES) >> 10}`)
         prepareSchema(path, database, options.create)
         return new PackIndex(path, database)
       } catch (error) {

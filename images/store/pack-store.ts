@@ -44,14 +44,15 @@ export class PackStore implements ChunkStore {
 
   /**
    * Opens the store in a directory; makes both if they do not exist.
+   * @param options `indexCacheBytes`: of the index, in memory; default 32 MiB
    * @throws VarveError INDEX_INVALID if the index is missing or damaged (PackStore.rebuild makes a new one), STORE_LOCKED while that runs
    */
-  static open(directory: string): PackStore {
+  static open(directory: string, options: { indexCacheBytes?: number } = {}): PackStore {
     mkdirSync(directory, { recursive: true })
     if (!existsSync(join(directory, INDEX_FILE))) createIndex(directory)
     const lock = StoreLock.take(directory, 'store', { mode: 'shared', wait: true })
     try {
-      return new PackStore(directory, PackIndex.open(directory), lock)
+      return new PackStore(directory, PackIndex.open(directory, { cacheBytes: options.indexCacheBytes }), lock)
     } catch (error) {
       lock[Symbol.dispose]()
       throw error

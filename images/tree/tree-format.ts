@@ -1,9 +1,5 @@
 /**
- * Writes and reads a Tree as bytes: columns, one section each, little-endian. Bytes: docs/formats/tree.md
- *
- * What follows from the order of a tree is not written: parents follow from the number of children of each directory, inodes, chunks
- * and attribute sets are numbered by first use, so that only second uses stand in the bytes. What cannot be written need not be checked,
- * and one content has one encoding.
+ * Reads a Tree from bytes: columns, one section each, little-endian. tree-encoder.ts writes them. Bytes: docs/formats/tree.md
  */
 import { digestWords, repeatedDigest } from '../chunk/chunk-table.ts'
 import { CHUNK_BYTES_MAX } from '../chunk/limits.ts'
@@ -17,159 +13,14 @@ import {
 import { HOLE, Kind, Tree } from './tree.ts'
 import type { Xattr } from './tree.ts'
 import { checkDepth, isTreePath } from './tree-path.ts'
-import { invalid, Sections, writeSections } from './tree-sections.ts'
+import { invalid, OPAQUE_BIT, PIECE_HOLE, PIECE_NEW, PIECE_REPEAT, Sections } from './tree-sections.ts'
 import { xattrSetKey } from './xattr-set.ts'
 
 export { TREE_VERSION } from './tree-sections.ts'
 
-/** In `kinds`: the directory is opaque. */
-const OPAQUE_BIT = 0x80
-/** In `pieceTypes`. */
-const PIECE_NEW = 0
-const PIECE_REPEAT = 1
-const PIECE_HOLE = 2
-
 const TWO_32 = 2 ** 32
 /** Names are turned into strings this many at a time, so that no string gets longer than an engine allows. */
 const NAMES_AT_ONCE = 65_536
-
-/**
- * Bytes of a tree; the same tree gives the same bytes.
- * @throws VarveError LIMIT_EXCEEDED for a tree of more than TREE_BYTES_MAX
- */
-export function encodeTree(tree: Tree): Uint8Array {
-  return writeSections({ ...entrySections(tree), ...inodeSections(tree), ...contentSections(tree), ...xattrSections(tree) })
-}
-
-function entrySections(tree: Tree) {
-  const entries = tree.entryCount
-  const repeats = entries - tree.inodeCount
-  const nameLengths = new Uint8Array(entries - 1)
-  const repeatGaps = new Uint32Array(repeats)
-  const inodesBack = new Uint32Array(repeats)
-  let namesBytes = 0
-  let inodes = 0
-  let repeat = 0
-  let repeatBefore = 0
-  for (let entry = 0; entry < entries; entry++) {
-    const length = tree.names[entry].length
-    if (entry > 0) nameLengths[entry - 1] = length
-    namesBytes += length
-    const inode = tree.inode[entry]
-    if (inode === inodes) {
-      inodes++
-    } else {
-      if (inode > inodes) throw new RangeError('inodes of a tree are numbered by first use')
-      repeatGaps[repeat] = entry - repeatBefore
-      inodesBack[repeat++] = inodes - inode
-      repeatBefore = entry
-    }
-  }
-  const names = Buffer.allocUnsafe(namesBytes)
-  for (let entry = 0, at = 0; entry < entries; entry += NAMES_AT_ONCE) {
-    at += names.write(tree.names.slice(entry, entry + NAMES_AT_ONCE).join(''), at, 'latin1')
-  }
-  return { nameLengths, names, repeatGaps, inodesBack, childCounts: childCounts(tree) }
-}
-
-/** Of each directory, in the order of inodes, which is that of their entries. */
-function childCounts(tree: Tree): Uint32Array {
-  let directories = 0
-  for (let inode = 0; inode < tree.inodeCount; inode++) if (tree.kind[inode] === Kind.directory) directories++
-  const counts = new Uint32Array(directories)
-  let at = 0
-  for (let entry = 0; entry < tree.entryCount; entry++) {
-    if (tree.kind[tree.inode[entry]] === Kind.directory) counts[at++] = tree.childCount[entry]
-  }
-  if (at !== directories) throw new RangeError('a directory of a tree has one name')
-  return counts
-}
-
-function inodeSections(tree: Tree) {
-  const inodes = tree.inodeCount
-  const kinds = new Uint8Array(inodes)
-  const secondsLow = new Uint32Array(inodes)
-  const secondsHigh = new Int32Array(inodes)
-  const targetLengths: number[] = []
-  const targets: Uint8Array[] = []
-  const majors: number[] = []
-  const minors: number[] = []
-  for (let inode = 0; inode < inodes; inode++) {
-    const kind = tree.kind[inode]
-    const seconds = tree.mtimeSeconds[inode]
-    kinds[inode] = tree.opaque[inode] === 1 ? kind | OPAQUE_BIT : kind
-    secondsLow[inode] = seconds % TWO_32
-    secondsHigh[inode] = Math.floor(seconds / TWO_32)
-    if (kind === Kind.symlink || kind === Kind.link) {
-      const target = tree.targets.get(inode)!
-      targetLengths.push(target.length)
-      targets.push(target)
-    } else if (kind === Kind.character || kind === Kind.block) {
-      majors.push(tree.deviceMajor[inode])
-      minors.push(tree.deviceMinor[inode])
-    }
-  }
-  return {
-    kinds,
-    modes: tree.mode,
-    uids: tree.uid,
-    gids: tree.gid,
-    secondsLow,
-    secondsHigh,
-    nanoseconds: tree.mtimeNanoseconds,
-    xattrSets: tree.xattrSet,
-    targetLengths: Uint16Array.from(targetLengths),
-    targets: Buffer.concat(targets),
-    deviceMajors: Uint32Array.from(majors),
-    deviceMinors: Uint32Array.from(minors),
-  }
-}
-
-function contentSections(tree: Tree) {
-  const pieceCounts: number[] = []
-  for (let inode = 0; inode < tree.inodeCount; inode++) if (tree.kind[inode] === Kind.file) pieceCounts.push(tree.pieceCount[inode])
-  const pieces = tree.pieceChunk.length
-  const pieceTypes = new Uint8Array(pieces)
-  const chunksBack: number[] = []
-  const holesLow: number[] = []
-  const holesHigh: number[] = []
-  let chunks = 0
-  for (let piece = 0; piece < pieces; piece++) {
-    const chunk = tree.pieceChunk[piece]
-    if (chunk === chunks) {
-      chunks++
-    } else if (chunk === HOLE) {
-      pieceTypes[piece] = PIECE_HOLE
-      holesLow.push(tree.pieceBytes[piece] % TWO_32)
-      holesHigh.push(Math.floor(tree.pieceBytes[piece] / TWO_32))
-    } else {
-      if (chunk > chunks) throw new RangeError('chunks of a tree are numbered by first use')
-      pieceTypes[piece] = PIECE_REPEAT
-      chunksBack.push(chunks - chunk)
-    }
-  }
-  return {
-    pieceCounts: Uint32Array.from(pieceCounts),
-    pieceTypes,
-    chunksBack: Uint32Array.from(chunksBack),
-    holesLow: Uint32Array.from(holesLow),
-    holesHigh: Uint32Array.from(holesHigh),
-    chunkBytes: tree.chunkBytes,
-    chunkDigests: tree.chunkDigests,
-  }
-}
-
-function xattrSections(tree: Tree) {
-  const sets = tree.xattrSets.slice(1)
-  const xattrs = sets.flat()
-  return {
-    xattrCounts: Uint32Array.from(sets, (set) => set.length),
-    xattrNameLengths: Uint8Array.from(xattrs, ({ name }) => name.length),
-    xattrValueLengths: Uint32Array.from(xattrs, ({ value }) => value.length),
-    xattrNames: Buffer.from(xattrs.map(({ name }) => name).join(''), 'latin1'),
-    xattrValues: Buffer.concat(xattrs.map(({ value }) => value)),
-  }
-}
 
 /**
  * Reads a tree and checks all of it; what is returned keeps every promise of Tree.

@@ -10,6 +10,13 @@ export const TREE_VERSION = 1
 
 const MAGIC = Buffer.from('varvtree', 'latin1')
 
+/** In `kinds`: the directory is opaque. */
+export const OPAQUE_BIT = 0x80
+/** In `pieceTypes`. */
+export const PIECE_NEW = 0
+export const PIECE_REPEAT = 1
+export const PIECE_HOLE = 2
+
 /** Sections in their order, with the bytes of one element. */
 const SECTIONS = {
   nameLengths: 1,
@@ -53,27 +60,81 @@ function align(length: number): number {
   return Math.ceil(length / 8) * 8
 }
 
-/**
- * Header and sections as bytes.
- * @throws VarveError LIMIT_EXCEEDED above TREE_BYTES_MAX
- */
-export function writeSections(sections: Record<Section, ArrayBufferView>): Uint8Array {
-  let length = HEADER_BYTES
-  for (const name of SECTION_NAMES) length += align(sections[name].byteLength)
-  if (length > TREE_BYTES_MAX) throw new VarveError('LIMIT_EXCEEDED', `a tree of ${length} bytes is above the limit of ${TREE_BYTES_MAX}`)
-  const bytes = new Uint8Array(length)
-  const header = new Uint32Array(bytes.buffer, 0, HEADER_BYTES / 4)
-  bytes.set(MAGIC)
-  header[2] = TREE_VERSION
-  header[3] = SECTION_NAMES.length
-  let at = HEADER_BYTES
-  for (let index = 0; index < SECTION_NAMES.length; index++) {
-    const section = sections[SECTION_NAMES[index]]
-    header[TABLE_OFFSET / 4 + index] = section.byteLength
-    bytes.set(new Uint8Array(section.buffer, section.byteOffset, section.byteLength), at)
-    at += align(section.byteLength)
+/** Bytes that are gathered before they are handed on. */
+const GATHERED_BYTES = 64 << 10
+
+/** Writes header and sections, one after the other, as they come. */
+export class SectionWriter {
+  readonly #lengths: Record<Section, number>
+  readonly #sink: (bytes: Uint8Array) => void
+  readonly #gathered = new Uint8Array(GATHERED_BYTES)
+  #at = 0
+  /** Number of the section at hand, and bytes of it that are still to come. */
+  #section = -1
+  #left = 0
+
+  /**
+   * @param lengths bytes of each section
+   * @param sink gets bytes that are valid during the call
+   * @throws VarveError LIMIT_EXCEEDED above TREE_BYTES_MAX
+   */
+  constructor(lengths: Record<Section, number>, sink: (bytes: Uint8Array) => void) {
+    this.#lengths = lengths
+    this.#sink = sink
+    let length = HEADER_BYTES
+    for (const name of SECTION_NAMES) length += align(lengths[name])
+    if (length > TREE_BYTES_MAX) throw new VarveError('LIMIT_EXCEEDED', `a tree of ${length} bytes is above the limit of ${TREE_BYTES_MAX}`)
+    const header = new Uint32Array(HEADER_BYTES / 4)
+    new Uint8Array(header.buffer).set(MAGIC)
+    header[2] = TREE_VERSION
+    header[3] = SECTION_NAMES.length
+    SECTION_NAMES.forEach((name, index) => (header[TABLE_OFFSET / 4 + index] = lengths[name]))
+    this.#put(new Uint8Array(header.buffer))
   }
-  return bytes
+
+  /** Begins the next section. */
+  begin(name: Section): void {
+    this.#endSection()
+    if (SECTION_NAMES[++this.#section] !== name) throw new RangeError(`section ${name} does not come next`)
+    this.#left = this.#lengths[name]
+  }
+
+  /** The next rows of the section. */
+  write({ buffer, byteOffset, byteLength }: ArrayBufferView): void {
+    this.#left -= byteLength
+    this.#put(new Uint8Array(buffer, byteOffset, byteLength))
+  }
+
+  /** A whole section. */
+  all(name: Section, pieces: Iterable<ArrayBufferView>): void {
+    this.begin(name)
+    for (const piece of pieces) this.write(piece)
+  }
+
+  end(): void {
+    this.#endSection()
+    if (this.#section !== SECTION_NAMES.length - 1) throw new RangeError('sections are missing')
+    this.#sink(this.#gathered.subarray(0, this.#at))
+  }
+
+  #endSection(): void {
+    if (this.#left !== 0) throw new RangeError('a section is not as long as was said')
+    if (this.#section < 0) return
+    const length = this.#lengths[SECTION_NAMES[this.#section]]
+    this.#put(new Uint8Array(align(length) - length))
+  }
+
+  #put(bytes: Uint8Array): void {
+    for (let done = 0; done < bytes.length; ) {
+      const part = bytes.subarray(done, done + GATHERED_BYTES - this.#at)
+      this.#gathered.set(part, this.#at)
+      this.#at += part.length
+      done += part.length
+      if (this.#at < GATHERED_BYTES) continue
+      this.#sink(this.#gathered)
+      this.#at = 0
+    }
+  }
 }
 
 export function invalid(message: string): VarveError {

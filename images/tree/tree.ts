@@ -1,5 +1,5 @@
 /**
- * Tree: the manifest of a file tree, in memory, in columns. Immutable. Built by tree-builder.ts, written and read by tree-format.ts.
+ * Tree: the manifest of a file tree, in memory, in columns. Immutable. Read by tree-format.ts from what tree-encoder.ts writes.
  *
  * A tree has *entries* (names) and *inodes* (what the names stand for); hard links are entries that share an inode.
  * Entries are ordered breadth first, and by the bytes of their names within a directory, so that the children of a directory
@@ -109,7 +109,7 @@ export class Tree {
   /** Distinct sets of extended attributes, each sorted by name; set 0 is empty. */
   readonly xattrSets: Xattr[][]
 
-  /** Takes the columns as they are: only tree-builder.ts and tree-format.ts, which check them, call this. */
+  /** Takes the columns as they are: only tree-format.ts, which checks them, and the merge call this. */
   constructor(columns: TreeColumns) {
     this.parent = columns.parent
     this.inode = columns.inode

@@ -27,3 +27,30 @@ export function sortedXattrs(xattrs: readonly Xattr[]): Xattr[] {
   }
   return sorted
 }
+
+/** A set as bytes: of each attribute the lengths of name and value, name and value. */
+export function encodedXattrs(xattrs: readonly Xattr[]): Buffer {
+  const bytes = Buffer.allocUnsafe(xattrs.reduce((sum, { name, value }) => sum + 8 + name.length + value.length, 0))
+  let at = 0
+  for (const { name, value } of xattrs) {
+    at = bytes.writeUInt32LE(name.length, at)
+    at += bytes.write(name, at, 'latin1')
+    at = bytes.writeUInt32LE(value.length, at)
+    bytes.set(value, at)
+    at += value.length
+  }
+  return bytes
+}
+
+/** @param bytes as encodedXattrs has made them */
+export function decodedXattrs(bytes: Uint8Array): Xattr[] {
+  const view = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength)
+  const xattrs: Xattr[] = []
+  for (let at = 0; at < view.length; ) {
+    const nameEnd = at + 4 + view.readUInt32LE(at)
+    const valueEnd = nameEnd + 4 + view.readUInt32LE(nameEnd)
+    xattrs.push({ name: view.toString('latin1', at + 4, nameEnd), value: Uint8Array.prototype.slice.call(view, nameEnd + 4, valueEnd) })
+    at = valueEnd
+  }
+  return xattrs
+}

@@ -1,6 +1,7 @@
 /**
  * `varve layer import`.
  */
+import { setFlagsFromString } from 'node:v8'
 import { InvalidArgumentError, Option } from 'commander'
 import type { Command } from 'commander'
 import { SOURCE_FORMS } from '@varve/composer/import/source.ts'
@@ -20,10 +21,11 @@ export function addLayerImport(layer: Command): void {
   layer.command('import').argument('<name>').argument('<source>', SOURCE_FORMS)
     .addOption(new Option('--kind <kind>', 'what the layer is').choices(LAYER_KINDS).makeOptionMandatory())
     .option('--squash', 'an OCI image becomes one layer, instead of one for each of its own')
-    .option('--workers <number>', 'threads that read, hash and compress; default: one for each processor', parseWorkers)
+    .option('--workers <number>', 'threads that read, hash and compress; default: one for each processor, 4 at most', parseWorkers)
     .description('import files as the next version of a layer')
     .action(action(async (invocation, name: string, source: string, options: ImportOptions) => {
       const { importLayer } = await import('@varve/composer/import/import-layer.ts')
+      useLittleHeap()
       await using home = await invocation.openHome()
       const progress = await invocation.progress(`importing ${name}`)
       const started = performance.now()
@@ -70,4 +72,12 @@ function parseWorkers(text: string): number {
   const workers = Number(text)
   if (!(Number.isInteger(workers) && workers >= 1)) throw new InvalidArgumentError('give a whole number from 1')
   return workers
+}
+
+/**
+ * An import has little on its heap that lives, and makes much garbage: a heap that grows before it is collected would hold more of it, and be no faster.
+ * Threads that help to collect would wait for one another, and for the workers, longer than the work takes that they share.
+ */
+function useLittleHeap(): void {
+  for (const flag of ['--semi-space-growth-factor=1', '--heap-growing-percent=20', '--no-parallel-scavenge']) setFlagsFromString(flag)
 }

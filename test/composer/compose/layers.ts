@@ -2,9 +2,8 @@
 import { digestOf } from '@varve/images/chunk/digest.ts'
 import type { Digest } from '@varve/images/chunk/digest.ts'
 import type { ChunkStore } from '@varve/images/store/chunk-store.ts'
-import { putObject } from '@varve/images/store/object.ts'
+import { putTree } from '@varve/images/store/stored-tree.ts'
 import { TreeBuilder } from '@varve/images/tree/tree-builder.ts'
-import { encodeTree } from '@varve/images/tree/tree-format.ts'
 import { Kind } from '@varve/images/tree/tree.ts'
 import type { Xattr } from '@varve/images/tree/tree.ts'
 
@@ -53,7 +52,7 @@ export async function putLayer(store: ChunkStore, files: readonly FileSpec[]): P
     if (chunks.length > 0) builder.setContent(inode, chunks, lengths)
     builder.addEntry(parent, names.at(-1)!, inode)
   }
-  const digest = putObject(writer, encodeTree(builder.build()))
+  const { digest } = putTree(writer, builder)
   await writer.commit()
   return digest
 }

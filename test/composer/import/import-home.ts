@@ -6,9 +6,11 @@ import { mkdirSync, mkdtempSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { digestOf, digestToHex } from '@varve/images/chunk/digest.ts'
+import { getObject } from '@varve/images/store/object.ts'
 import { PackStore } from '@varve/images/store/pack-store.ts'
 import type { Tree } from '@varve/images/tree/tree.ts'
-import { encodeTree } from '@varve/images/tree/tree-format.ts'
+import { decodeTree } from '@varve/images/tree/tree-format.ts'
+import { encodeTree } from '../../images/tree/rebuilt-tree.ts'
 import { importTrees } from '@varve/composer/import/import-layer.ts'
 import type { ImportTreesOptions } from '@varve/composer/import/import-layer.ts'
 
@@ -28,8 +30,9 @@ export class ImportHome implements AsyncDisposable {
     return this.path(name)
   }
 
-  import(source: string, options: Partial<ImportTreesOptions> = {}) {
-    return importTrees({ store: this.store, cacheDirectory: this.cacheDirectory, source, ...options })
+  async import(source: string, options: Partial<ImportTreesOptions> = {}) {
+    const { trees, figures } = await importTrees({ store: this.store, cacheDirectory: this.cacheDirectory, source, ...options })
+    return { trees: await Promise.all(trees.map(async ({ digest }) => decodeTree(await getObject(this.store, digest)))), figures }
   }
 
   /** The only tree of a source. */

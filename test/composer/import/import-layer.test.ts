@@ -59,7 +59,7 @@ describe('import of a layer', () => {
     assert.deepEqual(separate.layers.map(({ name, version }) => `${name}@${version}`), ['debian-1@1', 'debian-2@1', 'debian-3@1'])
     const squashed = await importLayer({ home, name: 'debian', kind: 'base', source: `oci:${scratch.path}/image`, squash: true })
     assert.deepEqual(squashed.layers.map(({ name, version }) => `${name}@${version}`), ['debian@1'])
-    assert.equal(squashed.trees[0].entryCount, 4)
+    assert.equal(squashed.layers[0].entries, 4)
   })
 
   test(`killed at any moment, an import leaves nothing that is seen, and can be run again (seed ${seed})`, async () => {
@@ -81,9 +81,9 @@ describe('import of a layer', () => {
       for (const { digest } of layers) assertSameLines(listTree(decodeTree(await getObject(home.store, digest)), home.store), listDirectory(source), `seed ${seed}`)
     }
     await using home = await Home.open(`${scratch.path}/home`)
-    const { layers, trees } = await importLayer({ home, name: 'app', kind: 'app', source: `dir:${source}` })
+    const { layers } = await importLayer({ home, name: 'app', kind: 'app', source: `dir:${source}` })
     assert.equal(layers[0].version, done + 1)
-    assertSameLines(listTree(trees[0], home.store), listDirectory(source))
+    assertSameLines(listTree(decodeTree(await getObject(home.store, layers[0].digest)), home.store), listDirectory(source))
   })
 
   test('a source that fails leaves no layer', async () => {
@@ -127,23 +127,6 @@ describe('memory of an import', () => {
     closeSync(sparse)
     const { peakMiB, figures } = await importInProcess(home, `dir:${source}`)
     assert.equal(figures.contentBytes, 500 * 2 ** 20 + 20 * 2 ** 30)
-    assert.ok(peakMiB < LIMIT_MIB, `${peakMiB} MiB`)
-  })
-
-  test('stays bounded for very many files in a stream', async () => {
-    await using home = new ImportHome()
-    const files = 150_000
-    const child = spawn(process.execPath, [path.join(import.meta.dirname, 'import-process.ts'), home.path('packs'), 'tar:-'], { stdio: ['pipe', 'pipe', 'inherit'] })
-    const output = textOf(child)
-    for (let from = 0; from < files; from += 1000) {
-      const writer = new TarWriter()
-      for (let file = from; file < from + 1000; file++) writer.file(`directory-${Math.floor(file / 500)}/file-${file}`, Buffer.from(`content of file ${file}`))
-      if (from + 1000 === files) writer.end()
-      if (!child.stdin.write(writer.bytes())) await once(child.stdin, 'drain')
-    }
-    child.stdin.end()
-    const { peakMiB, entries } = JSON.parse(await output) as { peakMiB: number; entries: number }
-    assert.equal(entries, 1 + files + files / 500)
     assert.ok(peakMiB < LIMIT_MIB, `${peakMiB} MiB`)
   })
 

@@ -4,8 +4,10 @@ import { once } from 'node:events'
 import { mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import test, { describe } from 'node:test'
+import { getObject } from '@varve/images/store/object.ts'
 import { Kind } from '@varve/images/tree/tree.ts'
 import type { Tree } from '@varve/images/tree/tree.ts'
+import { decodeTree } from '@varve/images/tree/tree-format.ts'
 import { Random, testSeed } from '../../random.ts'
 import { TarWriter } from '../../images/formats/tar-writer.ts'
 import { ImportHome, treeDigest } from './import-home.ts'
@@ -235,5 +237,6 @@ async function importFromStandardInput(home: ImportHome, input: Buffer): Promise
   child.stdin.end(input)
   const [status] = (await once(child, 'close')) as [number]
   assert.equal(status, 0)
-  return (JSON.parse(output) as { digest: string }).digest
+  const { digest } = JSON.parse(output) as { digest: string }
+  return treeDigest(decodeTree(await getObject(home.store, Buffer.from(digest, 'hex'))))
 }

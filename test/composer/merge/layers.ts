@@ -106,34 +106,3 @@ export function contentOf({ tree, store }: Pick<Merged, 'tree' | 'store'>, path:
 export function paths(tree: Tree): string[] {
   return Array.from({ length: tree.entryCount - 1 }, (_, index) => tree.path(index + 1))
 }
-
-/** The same tree through TreeBuilder, in another order of building: what the canonical columns must be. */
-export function rebuilt(tree: Tree): Tree {
-  const initOf = (inode: number): InodeInit => ({
-    kind: tree.kind[inode] as Kind,
-    mode: tree.mode[inode],
-    uid: tree.uid[inode],
-    gid: tree.gid[inode],
-    mtimeSeconds: tree.mtimeSeconds[inode],
-    mtimeNanoseconds: tree.mtimeNanoseconds[inode],
-    opaque: tree.opaque[inode] === 1,
-    deviceMajor: tree.deviceMajor[inode],
-    deviceMinor: tree.deviceMinor[inode],
-    target: tree.targets.get(inode),
-    xattrs: tree.xattrSets[tree.xattrSet[inode]],
-  })
-  const builder = new TreeBuilder(initOf(0))
-  for (let inode = 1; inode < tree.inodeCount; inode++) builder.addInode(initOf(inode))
-  for (let inode = tree.inodeCount - 1; inode >= 0; inode--) {
-    const chunks: number[] = []
-    const lengths: number[] = []
-    for (let piece = tree.firstPiece[inode]; piece < tree.firstPiece[inode] + tree.pieceCount[inode]; piece++) {
-      const chunk = tree.pieceChunk[piece]
-      chunks.push(chunk === HOLE ? HOLE : builder.addChunk(tree.chunkDigest(chunk), tree.chunkBytes[chunk]))
-      lengths.push(tree.pieceBytes[piece])
-    }
-    if (tree.kind[inode] === Kind.file) builder.setContent(inode, chunks, lengths)
-  }
-  for (let entry = 1; entry < tree.entryCount; entry++) builder.addEntry(tree.parent[entry], tree.names[entry], tree.inode[entry])
-  return builder.build()
-}

@@ -7,7 +7,8 @@ import { test } from 'node:test'
 import { Kind } from '@varve/images/tree/tree.ts'
 import type { Tree } from '@varve/images/tree/tree.ts'
 import { Random, testSeed } from '../../random.ts'
-import { mergeSpecs, rebuilt } from './layers.ts'
+import { mergeSpecs } from './layers.ts'
+import { rebuilt } from '../../images/tree/rebuilt-tree.ts'
 import type { LayerSpec } from './layers.ts'
 
 const ROUNDS = 1500

@@ -4,7 +4,8 @@ import { describe, test } from 'node:test'
 import { Kind } from '@varve/images/tree/tree.ts'
 import { MemoryStore } from '@varve/images/store/memory-store.ts'
 import { mergeTrees } from '@varve/composer/merge/merge.ts'
-import { contentOf, layerTree, mergeSpecs, paths, rebuilt } from './layers.ts'
+import { contentOf, layerTree, mergeSpecs, paths } from './layers.ts'
+import { rebuilt } from '../../images/tree/rebuilt-tree.ts'
 import type { LayerSpec } from './layers.ts'
 
 describe('a merge by path', () => {

@@ -17,7 +17,8 @@ import { Kind } from '@varve/images/tree/tree.ts'
 import type { Tree, Xattr } from '@varve/images/tree/tree.ts'
 import { mergeTrees } from '@varve/composer/merge/merge.ts'
 import { Random, testSeed } from '../../random.ts'
-import { contentOf, rebuilt, setContent } from './layers.ts'
+import { contentOf, setContent } from './layers.ts'
+import { rebuilt } from '../../images/tree/rebuilt-tree.ts'
 
 const ROUNDS = 20
 const NAMES = ['a', 'b', 'c', 'd', 'B', 'a.b', 'é', 'aa']

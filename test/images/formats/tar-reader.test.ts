@@ -39,7 +39,7 @@ async function readOne(write: (writer: TarWriter) => void): Promise<TarMember & 
   writer.end()
   const reader = new TarReader(new ByteStream(pieces(writer.bytes(), new Random(seed))), { endRequired: true })
   const member = await reader.next()
-  const data = Buffer.alloc(member!.parts.reduce((sum, { length }) => sum + length, 0))
+  const data = Buffer.alloc([...member!.parts].reduce((sum, { length }) => sum + length, 0))
   await reader.readData(data)
   assert.equal(await reader.next(), undefined)
   return { ...member!, data }

@@ -10,8 +10,8 @@ import type { LayerInit } from '@varve/images/store/catalog.ts'
 import { Home } from '@varve/images/store/home.ts'
 import { putObject } from '@varve/images/store/object.ts'
 import { checkRoots, reachableChunks } from '@varve/images/store/reachable.ts'
-import { encodeTree } from '@varve/images/tree/tree-format.ts'
 import { Random, testSeed } from '../../random.ts'
+import { encodeTree } from '../tree/rebuilt-tree.ts'
 import { randomTree } from '../tree/random-tree.ts'
 
 const seed = testSeed()

@@ -6,11 +6,12 @@ import { isVarveError } from '@varve/images/errors.ts'
 import { DEPTH_MAX, PATH_BYTES_MAX, TARGET_BYTES_MAX, TREE_BYTES_MAX, XATTR_VALUE_BYTES_MAX } from '@varve/images/tree/limits.ts'
 import { TreeBuilder } from '@varve/images/tree/tree-builder.ts'
 import type { InodeInit } from '@varve/images/tree/tree-builder.ts'
-import { decodeTree, encodeTree, TREE_VERSION } from '@varve/images/tree/tree-format.ts'
+import { decodeTree, TREE_VERSION } from '@varve/images/tree/tree-format.ts'
 import { HOLE, Kind } from '@varve/images/tree/tree.ts'
 import type { Tree } from '@varve/images/tree/tree.ts'
 import { Random, testSeed } from '../../random.ts'
 import { randomTree } from './random-tree.ts'
+import { encodeTree, encoded } from './rebuilt-tree.ts'
 
 const seed = testSeed()
 
@@ -90,7 +91,7 @@ describe('tree format', () => {
         return inode
       })
       builder.addEntry(0, 'second', inodes[order.indexOf(1)])
-      return encodeTree(builder.build())
+      return encoded(builder)
     })
     assert.deepEqual(encodings[1], encodings[0])
     assert.deepEqual(encodings[2], encodings[0])
@@ -102,7 +103,7 @@ describe('tree format', () => {
       const inode = builder.addInode(init(Kind.file))
       builder.setContent(inode, lengths.map(() => HOLE), lengths)
       builder.addEntry(0, 'f', inode)
-      return encodeTree(builder.build())
+      return encoded(builder)
     }
     assert.deepEqual(build([1, 2, 3]), build([6]))
   })
@@ -168,7 +169,7 @@ describe('hostile trees', () => {
     builder.addEntry(0, 'f', f)
     builder.addEntry(a, 'x', builder.addInode(init(Kind.fifo, { xattrs: [{ name: 'user.a', value: Buffer.from('1') }, { name: 'user.b', value: Buffer.from('2') }] })))
     builder.addEntry(a, 'y', builder.addInode(init(Kind.link, { target: Buffer.from('p/q'), xattrs: [{ name: 'user.a', value: Buffer.from('2') }] })))
-    return encodeTree(builder.build())
+    return encoded(builder)
   }
   const section = Object.fromEntries(
     `nameLengths names repeatGaps inodesBack kinds modes uids gids secondsLow secondsHigh nanoseconds xattrSets childCounts targetLengths targets
@@ -259,7 +260,7 @@ describe('hostile trees', () => {
     // Sets {a: 1, b: 2} and {a: 2} become {a: 2} and {a: 2} with one attribute too many, so the counts are changed as well.
     const builder = new TreeBuilder(init(Kind.directory))
     for (const value of ['1', '2']) builder.addEntry(0, value, builder.addInode(init(Kind.file, { xattrs: [{ name: 'user.a', value: Buffer.from(value) }] })))
-    const twice = encodeTree(builder.build())
+    const twice = encoded(builder)
     twice[sectionsOf(twice)[section.xattrValues].offset] = 0x32
     assert.throws(() => decodeTree(twice), { code: 'FORMAT_INVALID' })
     assert.ok(sections.length > 0)
