@@ -7,6 +7,7 @@ import type { ClientIdentity } from './access.ts'
 import type { Arrival } from './connection-host.ts'
 import type { ExportProvider } from './export.ts'
 import { HandshakeBroken, HandshakeMoves, type Negotiated, type TlsNegotiation, handshake } from './handshake.ts'
+import { HandshakeClock } from './handshake-clock.ts'
 import { HandshakeStream, StreamEnded } from './handshake-stream.ts'
 import type { NbdLimits } from './limits.ts'
 import type { MemoryBudget } from './memory-budget.ts'
@@ -49,7 +50,7 @@ export class Connection {
   readonly #events: TransportEvents
   #transport: Transport
   readonly #stream: HandshakeStream
-  readonly #timer: NodeJS.Timeout
+  readonly #clock: HandshakeClock
   #client: ClientIdentity
   #secured: boolean
   /** What TLS is being agreed on over. */
@@ -77,7 +78,7 @@ export class Connection {
     }
     this.#transport = new SocketTransport(arrival.fd, context.loop, this.#events)
     this.#stream = new HandshakeStream(this.#transport)
-    this.#timer = setTimeout(() => this.#onHandshakeTimeout(), arrival.handshake?.msLeft ?? context.limits.handshakeMsMax)
+    this.#clock = new HandshakeClock(arrival.handshake?.msLeft ?? context.limits.handshakeMsMax, () => this.#onHandshakeTimeout())
     this.finished = this.#run()
   }
 
@@ -99,15 +100,14 @@ export class Connection {
   }
 
   async #run(): Promise<Move | undefined> {
-    const startMs = performance.now()
     let negotiated
     try {
       negotiated = await this.#handshake()
     } catch (error) {
-      if (error instanceof HandshakeMoves) return this.#move(error, startMs)
+      if (error instanceof HandshakeMoves) return this.#move(error)
       this.#refuse(error)
     } finally {
-      clearTimeout(this.#timer)
+      this.#clock.stop()
     }
     if (negotiated === undefined) return
     try {
@@ -120,7 +120,7 @@ export class Connection {
   async #handshake(): Promise<Negotiated | undefined> {
     const { provider, limits } = this.#context
     const negotiated = await handshake(this.#stream, {
-      provider,
+      provider: { list: () => provider.list(), canonicalName: (name) => provider.canonicalName(name), open: (name) => this.#unhurried(provider.open(name)) },
       limits,
       stopping: () => this.#context.stopping(),
       failed: (error, name) => this.#log.error({ err: error, export: name }, 'an export cannot be opened'),
@@ -130,6 +130,15 @@ export class Connection {
     }, this.#arrival.handshake)
     if (negotiated === undefined) this.#transport.end()
     return negotiated
+  }
+
+  async #unhurried<Result>(work: Promise<Result>): Promise<Result> {
+    this.#clock.stop()
+    try {
+      return await work
+    } finally {
+      if (!this.#closed) this.#clock.start()
+    }
   }
 
   #refuse(error: unknown): void {
@@ -165,7 +174,7 @@ export class Connection {
   }
 
   /** The socket goes with all that was read from it and not used. */
-  #move({ state, thread }: HandshakeMoves, startMs: number): Move | undefined {
+  #move({ state, thread }: HandshakeMoves): Move | undefined {
     this.#transport.pause()
     const unread = Buffer.concat([state.unread, this.#stream.rest()])
     const fd = this.#closed || this.#peerEnded ? undefined : this.#giveAway()
@@ -173,8 +182,8 @@ export class Connection {
       this.#transport.destroy()
       return undefined
     }
-    const { id, handshake: earlier } = this.#arrival
-    const msLeft = Math.max(1, (earlier?.msLeft ?? this.#context.limits.handshakeMsMax) - (performance.now() - startMs))
+    const { id } = this.#arrival
+    const { msLeft } = this.#clock
     return { arrival: { id, fd, client: this.#client, secured: this.#secured, handshake: { ...state, unread, msLeft } }, thread }
   }
 
@@ -233,7 +242,7 @@ export class Connection {
 
   #onClosed(error: Error | undefined): void {
     this.#closed = true
-    clearTimeout(this.#timer)
+    this.#clock.stop()
     if (error !== undefined) this.#log.debug({ err: error }, 'connection lost')
     this.#stream.end('the connection is closed')
     this.#transmission?.closed()

@@ -23,7 +23,7 @@ export interface NbdLimits {
   connectionsMax: number
   /** Those of them that come from one IP address. Clients of unix sockets count in all only. */
   connectionsPerPeerMax: number
-  /** From accept to the transmission phase. */
+  /** From accept to the transmission phase, without the time in which exports are opened. */
   handshakeMsMax: number
   /** A connection that asks for nothing, and takes none of its replies, for so long is closed; 0: never. Peers that are gone are noticed otherwise too. */
   idleMsMax: number

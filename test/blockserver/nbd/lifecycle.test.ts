@@ -11,6 +11,7 @@ import test from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { isVarveError } from '@varve/images/errors.ts'
 import { NbdClient, NbdRequestError } from '@varve/blockserver/nbd/client.ts'
+import { SharedExports } from '@varve/blockserver/nbd/export.ts'
 import { NBD_EIO, NBD_EPERM, NBD_ESHUTDOWN, NBD_STATE_HOLE, NBD_STATE_ZERO } from '@varve/blockserver/nbd/protocol.ts'
 import { NbdServer } from '@varve/blockserver/nbd/server.ts'
 import { exportsOf, run, serve } from './serving.ts'
@@ -215,6 +216,23 @@ test('a handshake that takes too long is ended', async () => {
   socket.resume()
   await once(socket, 'close')
   assert.equal((await serving.server.metrics()).handshakesFailed, 1)
+})
+
+test('the time in which an export is opened is not the client\'s', async () => {
+  const disk = new TestDisk(MiB)
+  const provider = new SharedExports({
+    list: async () => [],
+    canonicalName: (name) => name,
+    open: async (name) => {
+      await sleep(300)
+      return { name, device: disk }
+    },
+  })
+  using directory = temporary()
+  await using server = await NbdServer.listen([`unix:${directory.path}/socket`], { provider, limits: { handshakeMsMax: 100 } })
+  const client = await NbdClient.connect(server.addresses[0], { exportName: 'slow' })
+  assert.equal((await client.read(0, 10)).length, 10)
+  await client.disconnect()
 })
 
 test('a connection over the limit is closed at once, and a place that is freed is given again', async () => {
