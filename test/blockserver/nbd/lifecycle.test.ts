@@ -225,7 +225,7 @@ test('the time in which an export is opened is not the client\'s', async () => {
     canonicalName: (name) => name,
     open: async (name) => {
       await sleep(300)
-      return { name, device: disk }
+      return { name, description: 'slow', device: disk }
     },
   })
   using directory = temporary()
