@@ -144,14 +144,14 @@ export async function run(): Promise<BenchResult> {
     seed,
     figures: [
       ...figures,
-      figure({ name: 'bytes written for a write of 512 bytes', unit: 'bytes', ours: counted.map((cost) => cost.plainBytes), moreIsBetter: false, oursMax: 512 }),
-      figure({ name: 'the same with FUA', unit: 'bytes', ours: counted.map((cost) => cost.forcedBytes), moreIsBetter: false, oursMax: 2600 }),
+      figure({ name: 'bytes written for a write of 512 bytes', unit: 'bytes', ours: counted.map((cost) => cost.plainBytes), moreIsBetter: false, oursMax: 528 }),
+      figure({ name: 'the same with FUA', unit: 'bytes', ours: counted.map((cost) => cost.forcedBytes), moreIsBetter: false, oursMax: 2616 }),
       figure({ name: 'writes with FUA that share a sync, depth 64', unit: 'calls', ours: counted.map((cost) => cost.callsPerSync), moreIsBetter: true }),
     ],
     notes: [
       `Files of ${DISK_BYTES >> 20} MiB that begin sparse, on the filesystem of the temporary directory; one connection each, over a unix socket; the client is ours, and shares the machine.`,
       'A sync waits for whatever else the disk and the journal of the filesystem are doing: the medians of a busy machine say little, and their ratios a little more.',
-      'Bytes are those handed to the system, and include what the log grows by until it has its 16 MiB (1024 of the bytes with FUA); file systems write whole blocks.',
+      'Bytes are those handed to the system, and include the record of what the sectors are (16), and what the log grows by until it has its 16 MiB (1024 of the bytes with FUA); file systems write whole blocks.',
     ],
   }
 }

@@ -29,7 +29,7 @@ export class NbdPool implements AsyncDisposable {
   /** Connections that were made again. */
   reconnections = 0
   /**
-   * How many times a connection was lost while writes were answered and not flushed. If the server itself was lost with it, they may be too, and no later flush
+   * How many times a connection was lost while writes were answered and not flushed. If the server's system was lost with it, they may be too, and no later flush
    * brings them back: as with qemu and the kernel's client. Who must know compares this before the first write and after the flush.
    */
   unflushedLosses = 0
@@ -102,7 +102,7 @@ export class NbdPool implements AsyncDisposable {
     return this.#run((client) => client.blockStatus(offset, length, options))
   }
 
-  /** What was answered before on any connection, also a lost one, is durable afterwards, unless the server was lost meanwhile: see `unflushedLosses`. */
+  /** What was answered before on any connection, also a lost one, is durable afterwards, unless the server's system was lost meanwhile: see `unflushedLosses`. */
   async flush(): Promise<void> {
     const written = this.#written
     await this.#run((client) => client.flush())

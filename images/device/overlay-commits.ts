@@ -10,6 +10,7 @@ import { Frame } from './overlay-journal.ts'
 import type { OverlayJournal } from './overlay-journal.ts'
 import { LOG_FRAME_SECTORS_MAX, LogFrame } from './overlay-log.ts'
 import type { OverlayLog } from './overlay-log.ts'
+import type { OverlayRecent } from './overlay-recent.ts'
 import { OVERLAY_SECTOR_BYTES } from './overlay-sectors.ts'
 import type { OverlaySectors } from './overlay-sectors.ts'
 
@@ -26,6 +27,9 @@ export interface CommitParts {
   sectors: OverlaySectors
   journal: OverlayJournal
   log: OverlayLog
+  recent: OverlayRecent
+  /** Runs whose state is not in the journal. */
+  changed: ChangedRuns
 }
 
 /** Changes that are not durable yet; which they are is known while they are few enough for the log. */
@@ -68,8 +72,7 @@ class PendingRuns {
 
 export class OverlayCommits {
   readonly #parts: CommitParts
-  /** Runs whose state is not in the journal. */
-  readonly #changed = new ChangedRuns()
+  readonly #changed: ChangedRuns
   #changedRunsMax = CHANGED_RUNS_MAX
   /** What calls with FUA wrote, and what all others did. */
   readonly #forced = new PendingRuns()
@@ -85,6 +88,7 @@ export class OverlayCommits {
 
   constructor(parts: CommitParts) {
     this.#parts = parts
+    this.#changed = parts.changed
   }
 
   /** Why nothing more is accepted: after a failed sync nobody knows what is durable. */
@@ -96,9 +100,13 @@ export class OverlayCommits {
    * Notes that sectors were written or zeroed.
    * @param change.state true if one of them had another state
    * @returns with `fua`, when they are durable
+   * @throws VarveError OVERLAY_FAILED
    */
   note(first: number, count: number, change: { state: boolean; fua: boolean }): void | Promise<void> {
-    if (change.state) this.#changed.add(first, count)
+    if (change.state) {
+      this.#changed.add(first, count)
+      this.#record(first, count)
+    }
     if (change.fua) {
       this.#forced.add(first, count)
       return this.#request(false)
@@ -188,18 +196,47 @@ export class OverlayCommits {
 
   /** Makes everything durable without the log. */
   async settle(): Promise<void> {
-    const { files, dataFd, sectors, journal, log } = this.#parts
+    const { files, dataFd, sectors, journal, log, recent } = this.#parts
     const runs = this.#changed.take()
     this.#plain.take()
     this.#forced.take()
-    const frame = new Frame()
-    for (let index = 0; index < runs.length; index += 2) sectors.forRuns(runs[index], runs[index + 1], (first, count, state) => frame.add(first, count, state))
+    const frame = this.#frameOf(runs)
     const whole = journal.wantsRewrite ? new Frame() : undefined
     if (whole !== undefined) sectors.forRuns(0, sectors.sectorCount, (first, count, state) => whole.add(first, count, state))
     await this.#sync(() => files.sync(dataFd))
     const rewritten = whole !== undefined && (await this.#sync(() => journal.rewrite(whole))) === undefined
     if (!rewritten && (frame.recordCount > 0 || log.holdsFrames)) await this.#appendToJournal(frame, runs)
     log.restart(journal.position)
+    if (!this.#sealed && recent.wantsRestart) this.#restartRecent()
+  }
+
+  /** The states that these runs have now. */
+  #frameOf(runs: Float64Array): Frame {
+    const frame = new Frame()
+    for (let index = 0; index < runs.length; index += 2) this.#parts.sectors.forRuns(runs[index], runs[index + 1], (first, count, state) => frame.add(first, count, state))
+    return frame
+  }
+
+  /** Writes down the states that sectors have from now on, so that they outlive the process: before the call is answered that changed them. */
+  #record(first: number, count: number): void {
+    const { sectors, recent } = this.#parts
+    if (!recent.isRecording) return
+    try {
+      sectors.forRuns(first, first + count, (runFirst, runCount, state) => recent.add(runFirst, runCount, state))
+    } catch (cause) {
+      throw this.#fail(cause)
+    }
+  }
+
+  /** The journal has all but what changed while it was written. */
+  #restartRecent(): void {
+    const runs = this.#changed.take()
+    this.#changed.putBack(runs)
+    try {
+      this.#parts.recent.restart(this.#frameOf(runs))
+    } catch (cause) {
+      throw this.#fail(cause)
+    }
   }
 
   async #appendToJournal(frame: Frame, runs: Float64Array): Promise<void> {
@@ -220,8 +257,18 @@ export class OverlayCommits {
     try {
       return await sync()
     } catch (cause) {
-      this.#failure = new VarveError('OVERLAY_FAILED', `overlay ${this.#parts.directory} could not be made durable (${(cause as Error).message}); check the disk that it is on, and open it again`, { cause })
-      throw this.#failure
+      // What the cache shows may not be what the disk gets: at the next opening what the log holds is to be written again.
+      try {
+        this.#parts.recent.clear()
+      } catch {
+        // Then it is believed.
+      }
+      throw this.#fail(cause)
     }
+  }
+
+  #fail(cause: unknown): VarveError {
+    this.#failure ??= new VarveError('OVERLAY_FAILED', `overlay ${this.#parts.directory} could not be made durable (${(cause as Error).message}); check the disk that it is on, and open it again`, { cause })
+    return this.#failure
   }
 }

@@ -6,12 +6,14 @@ import { dirname } from 'node:path'
 import { VarveError } from '../errors.ts'
 import { appendExtent, checkRange } from './block-device.ts'
 import type { BlockDevice, DeviceExtent, DeviceView, WriteOptions, WriteZeroesOptions } from './block-device.ts'
+import { ChangedRuns } from './changed-runs.ts'
 import { OverlayCommits } from './overlay-commits.ts'
 import { localFiles } from './overlay-files.ts'
 import type { OverlayFiles } from './overlay-files.ts'
 import { Frame, OVERLAY_BYTES_MAX, OVERLAY_VERSION, OverlayJournal } from './overlay-journal.ts'
 import { OverlayLog } from './overlay-log.ts'
 import type { LogVisit } from './overlay-log.ts'
+import { OverlayRecent, readRecent, visitRecent } from './overlay-recent.ts'
 import { OVERLAY_SECTOR_BYTES, OverlaySectors, SectorState } from './overlay-sectors.ts'
 
 /** What file systems read and write, mostly: in these units nothing of an overlay is touched in vain. */
@@ -44,6 +46,7 @@ interface OverlayParts {
 interface WritingParts {
   lockFd: number
   log: OverlayLog
+  recent: OverlayRecent
   commits: OverlayCommits
 }
 
@@ -129,22 +132,22 @@ export class OverlayDevice implements BlockDevice {
     opened.defer(() => files.close(dataFd))
     const parts = { directory, files, lower, dataFd, sectors, journal }
     if (readOnly) {
-      if (replayLog(parts, () => {})) throw new VarveError('OVERLAY_INVALID', `overlay ${directory} was not closed; its owner has to open it first`)
-      await Promise.all([files.sync(dataFd), journal.sync()])
+      if (replayLog(parts, () => {}) || changedRecently(parts)) throw new VarveError('OVERLAY_INVALID', `overlay ${directory} was not closed; its owner has to open it first`)
+      await Promise.all([files.sync(dataFd), journal.sync(), files.syncDirectory(directory)])
       opened.move()
       return new OverlayDevice({ ...parts, writing: undefined })
     }
-    const { log, commits } = await recover(parts)
+    const writing = await recover(parts)
     opened.move()
-    return new OverlayDevice({ ...parts, writing: { lockFd, log, commits } })
+    return new OverlayDevice({ ...parts, writing: { lockFd, ...writing } })
   }
 
-  /** Makes an overlay whole whose log holds something, so that it can be opened read-only. @throws as `open` */
+  /** Makes an overlay whole whose owner did not close it, so that it can be opened read-only. @throws as `open` */
   static async recover(options: OverlayOptions): Promise<void> {
     const { directory, files = localFiles } = options
     const journal = OverlayJournal.open(files, directory, { readOnly: true, visit: () => () => {} })
     journal.close()
-    if (!replayLog({ files, directory, journal }, () => {})) return
+    if (!replayLog({ files, directory, journal }, () => {}) && !OverlayRecent.exists(files, directory)) return
     await (await OverlayDevice.open({ ...options, readOnly: false }))[Symbol.asyncDispose]()
   }
 
@@ -257,7 +260,7 @@ export class OverlayDevice implements BlockDevice {
   freeze(successor: OverlayDevice): Promise<void> {
     const { commits } = this.#checkWritable(0, 0)
     this.#successor = successor
-    return commits.seal().then(() => this.#clearLog())
+    return commits.seal().then(() => this.#clear())
   }
 
   /** Puts another disk that shows the same bytes below; the old one may be closed once this returns. Calls under way end on the old one first. */
@@ -275,16 +278,19 @@ export class OverlayDevice implements BlockDevice {
 
   async #close(): Promise<void> {
     await using closing = new AsyncDisposableStack()
-    const { lockFd, log, commits } = this.#writing ?? {}
+    const { lockFd, log, recent, commits } = this.#writing ?? {}
     if (lockFd !== undefined) closing.defer(() => this.#files.close(lockFd))
     closing.defer(() => this.#files.close(this.#dataFd))
     closing.defer(() => this.#journal.close())
     if (log !== undefined) closing.defer(() => log.close())
+    if (recent !== undefined) closing.defer(() => recent.close())
     if (commits !== undefined) closing.defer(() => commits.ended())
     await Promise.allSettled(this.#inFlight)
     if (commits === undefined || commits.failure !== undefined) return
     await commits.seal()
-    if (!this.readOnly) await this.#sealJournal()
+    if (this.readOnly) return this.#clear()
+    await this.#sealJournal()
+    recent!.clear()
   }
 
   /** Should the last commit be damaged later, this frame tells that from a commit that was cut short. */
@@ -293,12 +299,14 @@ export class OverlayDevice implements BlockDevice {
     await this.#journal.sync()
   }
 
-  /** What is frozen has no use for it. */
-  #clearLog(): void {
+  /** What is frozen has no use for them. */
+  #clear(): void {
+    const { log, recent } = this.#writing!
     try {
-      this.#writing!.log.clear()
+      recent.clear()
+      log.clear()
     } catch {
-      // Everything is durable; only room is lost.
+      // Everything is durable, and they say nothing else; only room is lost.
     }
   }
 
@@ -467,26 +475,48 @@ export function lockDirectory(files: OverlayFiles, directory: string): number {
  * Makes whole what a process left that did not close: what the log holds goes where it belongs, and everything that is shown from now on is durable.
  * @throws VarveError OVERLAY_INVALID
  */
-async function recover({ files, directory, dataFd, sectors, journal }: Omit<OverlayParts, 'writing' | 'lower'>): Promise<{ log: OverlayLog; commits: OverlayCommits }> {
+async function recover({ files, directory, dataFd, sectors, journal }: Omit<OverlayParts, 'writing' | 'lower'>): Promise<Omit<WritingParts, 'lockFd'>> {
   const { sizeBytes, version } = journal.header
   if (version !== OVERLAY_VERSION) await upgrade({ files, directory, dataFd, sectors, journal })
+  const incarnation = files.incarnation(dataFd)
+  const recorded = readRecent(files, directory, incarnation)
+  // Of another cache: from now on what it tells of may be overwritten, so that it must not count even where it was written.
+  if (recorded === undefined) OverlayRecent.remove(files, directory)
   const log = OverlayLog.open(files, directory, journal.position)
+  const recent = new OverlayRecent(files, directory, incarnation)
   try {
-    const commits = new OverlayCommits({ directory, files, sizeBytes, dataFd, sectors, journal, log })
+    const changed = new ChangedRuns()
+    const commits = new OverlayCommits({ directory, files, sizeBytes, dataFd, sectors, journal, log, recent, changed })
     const visit: LogVisit = (first, count, state, content) => {
       const offset = first * OVERLAY_SECTOR_BYTES
-      if (content !== undefined) files.write(dataFd, content.subarray(0, sizeBytes - offset), offset)
-      void commits.note(first, count, { state: sectors.set(first, count, state), fua: false })
+      // If the process died and the system did not, the data holds whatever was written to it, nothing of it older than what the log has.
+      if (content !== undefined && recorded === undefined) files.write(dataFd, content.subarray(0, sizeBytes - offset), offset)
+      if (sectors.set(first, count, state)) changed.add(first, count)
     }
     if (replayLog({ files, directory, journal }, visit)) log.retire()
+    if (recorded !== undefined) visitRecent(recorded, { directory, sectorCount: sectors.sectorCount, visit: (first, count, state) => visit(first, count, state, undefined) })
     // What a killed process left in the cache of the system is shown from now on: a flush may not find it missing later.
     await journal.sync()
+    await files.syncDirectory(directory)
     await commits.settle()
-    return { log, commits }
+    return { log, recent, commits }
   } catch (error) {
+    recent.close()
     log.close()
     throw error
   }
+}
+
+/** True if the owner died, and states of sectors that it had changed are in no commit. */
+function changedRecently({ files, directory, dataFd, sectors }: Pick<OverlayParts, 'files' | 'directory' | 'dataFd' | 'sectors'>): boolean {
+  const recorded = readRecent(files, directory, files.incarnation(dataFd))
+  if (recorded === undefined) return false
+  const { sectorCount } = sectors
+  const last = new OverlaySectors(sectorCount)
+  visitRecent(recorded, { directory, sectorCount, visit: (first, count, state) => void last.set(first, count, state) })
+  let changed = false
+  last.forRuns(0, sectorCount, (first, count, state) => { changed ||= sectors.get(first) !== state || sectors.runEnd(first, first + count) < first + count })
+  return changed
 }
 
 /** An overlay of version 1 has no log, and none of its journal's readers looks for one. */

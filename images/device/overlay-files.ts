@@ -3,7 +3,9 @@
  * that a power cut may leave behind, and open what is there. `localFiles` is the operating system.
  */
 import fs from 'node:fs'
+import { basename } from 'node:path'
 import { promisify } from 'node:util'
+import { digestOf } from '../chunk/digest.ts'
 import { allocate, punchHole, tryLock } from '../native/libc.ts'
 
 const fdatasync = promisify(fs.fdatasync)
@@ -36,6 +38,11 @@ export interface OverlayFiles {
   syncDirectory(path: string): Promise<void>
   /** False if another open file has the lock, which dies with its process. */
   tryLock(fd: number): boolean
+  /**
+   * Names the cache that a file's unsynced content is in, 32 bytes. Where it is the same later, whatever a killed process had written is still there.
+   * Undefined if it has no name.
+   */
+  incarnation(fd: number): Uint8Array | undefined
 }
 
 export const localFiles: OverlayFiles = {
@@ -73,6 +80,40 @@ export const localFiles: OverlayFiles = {
     }
   },
   tryLock: fd => tryLock(fd),
+  incarnation(fd) {
+    try {
+      const { dev, ino } = fs.fstatSync(fd, { bigint: true })
+      return digestOf(Buffer.from(`${fs.readFileSync('/proc/sys/kernel/random/boot_id', 'utf8')} ${dev} ${ino} ${mountOf(fd, dev)}`))
+    } catch {
+      // There is no /proc, say.
+      return undefined
+    }
+  },
+}
+
+/** File systems with a directory in /sys that is made when one is mounted, with an inode number that none had before. */
+const TYPES_IN_SYS = ['ext4', 'xfs', 'f2fs']
+
+/**
+ * Names what a file system was mounted as, from when it was until nobody has it mounted any more. Where /sys does not say: the mount, whose number
+ * another may get that follows it.
+ */
+function mountOf(fd: number, device: bigint): string {
+  const [major, minor] = [(device >> 8n) & 0xfffn, (device & 0xffn) | ((device >> 12n) & 0xfff00n)]
+  const name = linkNameOf(`/sys/dev/block/${major}:${minor}`)
+  for (const type of name === undefined ? [] : TYPES_IN_SYS) {
+    const instance = fs.statSync(`/sys/fs/${type}/${name}`, { bigint: true, throwIfNoEntry: false })
+    if (instance !== undefined) return `${type} ${instance.ino}`
+  }
+  return /^mnt_id:.*$/m.exec(fs.readFileSync(`/proc/self/fdinfo/${fd}`, 'utf8'))![0]
+}
+
+function linkNameOf(path: string): string | undefined {
+  try {
+    return basename(fs.readlinkSync(path))
+  } catch {
+    return undefined
+  }
 }
 
 /** A file that is to be there whole or not at all: written as NAME.new, and renamed once it is durable. */

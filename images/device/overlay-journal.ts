@@ -68,6 +68,11 @@ export class Frame {
     return (this.#length - FRAME_HEADER_BYTES) / RECORD_BYTES
   }
 
+  /** The records alone; valid until the next is added. */
+  get records(): Uint8Array {
+    return this.#bytes.subarray(FRAME_HEADER_BYTES, this.#length)
+  }
+
   /** Runs come in order and do not overlap. */
   add(first: number, count: number, state: SectorState): void {
     if (this.#length + RECORD_BYTES > this.#bytes.length) {

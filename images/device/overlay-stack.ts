@@ -95,6 +95,8 @@ export class OverlayStack implements BlockDevice {
       const firstGeneration = Math.min(...generationsOver(file, directory, lowerDigest))
       await finishCreation(files, directory)
       const last = removeLeftovers(files, directory, file)
+      // Names that a killed process gave may not be durable yet.
+      await files.syncDirectory(directory)
       let below = lower
       for (let generation = firstGeneration; generation <= last; generation++) {
         below = await openGeneration({ files, directory, file, generation, lower: below, use: generation < last ? 'frozen' : 'top' })

@@ -8,7 +8,7 @@ import { MemoryDevice } from '@varve/images/device/memory-device.ts'
 import { OverlayDevice } from '@varve/images/device/overlay-device.ts'
 import { localFiles } from '@varve/images/device/overlay-files.ts'
 import type { OverlayFiles } from '@varve/images/device/overlay-files.ts'
-import { Frame, OVERLAY_VERSION, readJournal, wholeJournal } from '@varve/images/device/overlay-journal.ts'
+import { Frame, OVERLAY_VERSION, readJournal, RECORD_BYTES, wholeJournal } from '@varve/images/device/overlay-journal.ts'
 import { LogFrame, readLog } from '@varve/images/device/overlay-log.ts'
 import type { LogVisit } from '@varve/images/device/overlay-log.ts'
 import { Random, testSeed } from '../../random.ts'
@@ -152,7 +152,7 @@ describe('an overlay', () => {
     assert.ok((await contentOf(overlay)).every(byte => byte === 0))
   })
 
-  test('512 bytes are written as 512 bytes, and read nothing from below', async () => {
+  test('512 bytes are written as 512 bytes and a record of what they are, and read nothing from below', async () => {
     using directory = new TemporaryDirectory()
     const counted = { writtenBytes: 0, readBelow: 0 }
     const files: OverlayFiles = { ...hastyFiles, write: (fd, bytes, offset) => { counted.writtenBytes += bytes.length; localFiles.write(fd, bytes, offset) } }
@@ -165,14 +165,14 @@ describe('an overlay', () => {
       return (counted.writtenBytes - before) / count
     }
     const plain = await each(500, index => overlay.write(Buffer.alloc(512, 1), index * 12_288 + 512))
-    assert.equal(plain, 512)
+    assert.equal(plain, 512 + RECORD_BYTES)
     // A log frame is 48 bytes, 16 for the run, and the content: three sectors with it. The log's own room is written once.
     await overlay.flush()
     await each(100, index => overlay.write(Buffer.alloc(512, 2), index * 12_288 + 1024, { fua: true }))
     const forced = await each(20, index => overlay.write(Buffer.alloc(512, 2), index * 12_288 + 1536, { fua: true }))
-    assert.equal(forced, 512 + 1024)
+    assert.equal(forced, 512 + RECORD_BYTES + 1024)
     const zeroed = await each(500, index => overlay.writeZeroes(index * 12_288 + 2048, 512))
-    assert.equal(zeroed, 0)
+    assert.equal(zeroed, RECORD_BYTES)
     assert.equal(counted.readBelow, 0)
     const expected = Buffer.alloc(4096, 7)
     expected.fill(1, 512, 1024).fill(2, 1024, 2048).fill(0, 2048, 2560)

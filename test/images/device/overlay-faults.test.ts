@@ -44,7 +44,11 @@ async function runHistories(code: 'ENOSPC' | 'EIO'): Promise<void> {
         if (isFatal) fatal++
         if (random.chance(0.3)) await history.close().catch(mayFail)
         let next = history
-        for (let cut = 0; cut < CUTS; cut++) next = await history.cut(cut === 0 ? history.files.moment : random.below(history.files.moment + 1))
+        const isKilled = random.chance(0.5)
+        for (let cut = 0; cut < CUTS; cut++) {
+          const moment = cut === 0 ? history.files.moment : random.between(history.firstMoment, history.files.moment)
+          next = await (isKilled ? history.kill(moment, { faulty: true }) : history.cut(moment))
+        }
         history = next
       }
     } catch (error) {

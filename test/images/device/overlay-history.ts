@@ -1,6 +1,6 @@
 /**
- * The life of a stack of overlays on files that keep a log (PowerCutFiles): calls at random, some of them at a time, and what a power cut at any
- * moment of it may leave. Subject of overlay-power-cut.test.ts and overlay-faults.test.ts.
+ * The life of a stack of overlays on files that keep a log (PowerCutFiles): calls at random, some of them at a time, and what a power cut, or the
+ * death of its process, at any moment of it may leave. Subject of overlay-power-cut.test.ts and overlay-faults.test.ts.
  */
 import assert from 'node:assert/strict'
 import type { BlockMap } from '@varve/images/blockmap/block-map.ts'
@@ -34,6 +34,9 @@ export class OverlayHistory {
   #stack: OverlayStack | undefined
   #sectors!: SectorHistory
   #value: number
+  /** From this moment on it can be cut: before, there is the life of a process that was killed. */
+  firstMoment = 0
+  #livesOn = false
   /** The map that is below the stack now; the catalog's, or a later one. */
   #below: BlockMap
 
@@ -63,6 +66,7 @@ export class OverlayHistory {
     if (this.#stack === undefined) {
       this.#stack = await OverlayStack.open(this.options(this.#now.map))
       this.#sectors = new SectorHistory(await contentOf(this.#stack))
+      if (this.#livesOn) this.firstMoment = this.files.moment
     }
     const calls: Promise<void>[] = []
     let changing = false
@@ -152,20 +156,46 @@ export class OverlayHistory {
 
   /** Opens what a power cut at `moment` leaves, checks it, and gives the history that goes on from there. */
   async cut(moment: number): Promise<OverlayHistory> {
-    const catalog = this.#catalog.findLast(state => state.moment <= moment)!
+    const catalog = this.#catalogAt(moment)
     const files = new PowerCutFiles(this.#random, this.files.cut(moment, this.#random))
+    await this.#check(files, catalog, sector => this.#sectors.allowed(sector, moment))
+    return this.#goOn(new PowerCutFiles(this.#random, files.cut(files.moment, this.#random)), catalog)
+  }
+
+  /**
+   * The same if the process is killed and the system lives: what was not durable before may still be lost later.
+   * @param faulty calls that failed may have kept it from noting what was answered: only what was flushed is there
+   */
+  async kill(moment: number, { faulty = false } = {}): Promise<OverlayHistory> {
+    const catalog = this.#catalogAt(moment)
+    const remains = this.files.kill(moment, this.#random)
+    const files = new PowerCutFiles(this.#random, remains)
+    await this.#check(files, catalog, sector => this.#sectors.allowedAfterKill(sector, moment, { faulty }))
+    const again = files.kill(this.#random.between(remains.living!.log.length, files.moment), this.#random)
+    const next = this.#goOn(new PowerCutFiles(this.#random, again), catalog)
+    next.#livesOn = true
+    return next
+  }
+
+  #catalogAt(moment: number): CatalogState {
+    return this.#catalog.findLast(state => state.moment <= moment)!
+  }
+
+  #goOn(files: PowerCutFiles, { map, snapshots }: CatalogState): OverlayHistory {
+    return new OverlayHistory({ random: this.#random, files, store: this.#store, map, snapshots, value: this.#value })
+  }
+
+  async #check(files: PowerCutFiles, catalog: CatalogState, allowedIn: (sector: number) => number[]): Promise<void> {
     await using stack = await OverlayStack.open(this.options(catalog.map, files))
     const content = await contentOf(stack)
     for (let sector = 0; sector < DISK_SECTORS; sector++) {
-      const [found, allowed] = [versionIn(content, sector), this.#sectors.allowed(sector, moment)]
+      const [found, allowed] = [versionIn(content, sector), allowedIn(sector)]
       assert.ok(allowed.includes(found), `sector ${sector} holds ${found}, not one of ${allowed.join(', ')}`)
     }
     for (const snapshot of catalog.snapshots) {
       await using frozen = await OverlayStack.openFrozen({ ...this.options(catalog.map, files), generation: snapshot.generation })
       assert.ok((await contentOf(frozen)).equals(snapshot.content), `snapshot ${snapshot.generation}`)
     }
-    const next = new PowerCutFiles(this.#random, files.cut(files.moment, this.#random))
-    return new OverlayHistory({ random: this.#random, files: next, store: this.#store, map: catalog.map, snapshots: catalog.snapshots, value: this.#value })
   }
 }
 

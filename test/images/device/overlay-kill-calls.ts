@@ -7,7 +7,7 @@ import { fillSector, SECTOR_BYTES } from './sector-history.ts'
 export const DISK_SECTORS = 512 * 8
 export const LOWER_DIGEST = digestOf(Buffer.from('the disk below'))
 /** Versions of the disk below start here; calls have lower numbers. */
-export const LOWER_VERSIONS = 0x8000_0000
+const LOWER_VERSIONS = 0x8000_0000
 
 export interface WriterCall {
   sector: number

@@ -1,6 +1,6 @@
 /**
  * A process that writes to a stack of overlays until it is killed: the subject of overlay-kill.test.ts.
- * node overlay-writer.ts DIRECTORY SEED FIRST     prints `flushed N` once all calls before N are durable, `frozen G N` for a snapshot
+ * node overlay-writer.ts DIRECTORY SEED FIRST     prints `answered N` for each call, `frozen G N` for a snapshot
  */
 import { writeSync } from 'node:fs'
 import { OverlayStack } from '@varve/images/device/overlay-stack.ts'
@@ -21,11 +21,9 @@ for (let call = Number(first); ; call++) {
     for (let at = 0; at < count; at++) fillSector(bytes, at, call)
     await stack.write(bytes, sector * SECTOR_BYTES)
   }
+  writeSync(1, `answered ${call}\n`)
   if (kind === 'flush' && flushing === undefined) {
-    flushing = Promise.resolve(stack.flush()).then(() => {
-      writeSync(1, `flushed ${call}\n`)
-      flushing = undefined
-    })
+    flushing = Promise.resolve(stack.flush()).then(() => { flushing = undefined })
   }
   if (kind === 'snapshot') writeSync(1, `frozen ${await stack.snapshot()} ${call}\n`)
   // The event loop gets a turn now and then, as it does in a server.

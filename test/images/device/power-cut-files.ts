@@ -73,13 +73,16 @@ type Operation =
 export interface Remains {
   names: Map<string, Entry>
   contents: Map<number, Content>
+  /** Of a process that was killed, where the system lives: all that it did is there, and what was not durable may still be lost. */
+  living?: { start: Remains; log: Operation[]; incarnation: Uint8Array; nextFile: number }
 }
 
 export class PowerCutFiles implements OverlayFiles {
   readonly #start: Remains
+  readonly #incarnation: Uint8Array
   readonly #names: Map<string, Entry>
   readonly #contents: Map<number, Content>
-  readonly #log: Operation[] = []
+  readonly #log: Operation[]
   readonly #open = new Map<number, number>()
   readonly #random: Random
   /** Why a call fails now, if it does: asked before each. A write that fails may have been carried out in part. */
@@ -90,10 +93,13 @@ export class PowerCutFiles implements OverlayFiles {
 
   constructor(random: Random, remains: Remains = { names: new Map([['/', 'directory'], ['/overlays', 'directory']]), contents: new Map() }) {
     this.#random = random
-    this.#start = remains
+    const { living } = remains
+    this.#start = living?.start ?? remains
+    this.#log = living?.log ?? []
+    this.#incarnation = living?.incarnation ?? random.bytes(32)
     this.#names = new Map(remains.names)
     this.#contents = new Map([...remains.contents].map(([file, content]) => [file, content.clone()]))
-    this.#nextFile = Math.max(0, ...remains.contents.keys()) + 1
+    this.#nextFile = living?.nextFile ?? Math.max(0, ...remains.contents.keys()) + 1
   }
 
   /** Operations so far: a moment of the history. */
@@ -210,6 +216,25 @@ export class PowerCutFiles implements OverlayFiles {
 
   tryLock(): boolean {
     return true
+  }
+
+  incarnation(fd: number): Uint8Array | undefined {
+    this.#file(fd)
+    return this.#incarnation
+  }
+
+  /** What a process leaves that is killed at a moment; of the write that it was about to do, perhaps the beginning. */
+  kill(moment: number, random: Random): Remains {
+    const log = this.#log.slice(0, moment)
+    const next = this.#log.at(moment)
+    if (next?.kind === 'write' && next.bytes.length > PAGE_BYTES && random.chance(0.5)) log.push({ ...next, bytes: next.bytes.subarray(0, PAGE_BYTES * random.below(Math.ceil(next.bytes.length / PAGE_BYTES))) })
+    const names = new Map(this.#start.names)
+    const contents = new Map([...this.#start.contents].map(([file, content]) => [file, content.clone()]))
+    for (const operation of log) {
+      if (operation.kind === 'name' || operation.kind === 'rename' || operation.kind === 'remove') applyName(names, contents, operation)
+      else if ('file' in operation) apply(contents.get(operation.file)!, operation)
+    }
+    return { names, contents, living: { start: this.#start, log, incarnation: this.#incarnation, nextFile: this.#nextFile } }
   }
 
   /** What a power cut at a moment may leave. */

@@ -13,7 +13,8 @@ interface Version {
   ended: number
   /** Moment of the log at which the call began: before, there is no trace of it. */
   moment: number
-  /** Moment from which it is durable by itself (FUA). */
+  /** Moment at which the call was answered, and that from which it is durable by itself (FUA). */
+  answered: number
   durable: number
 }
 
@@ -37,17 +38,18 @@ export class SectorHistory {
   /** @param content of the disk at the start */
   constructor(content: Uint8Array) {
     this.#versions = Array.from({ length: content.length / SECTOR_BYTES }, (_, sector) => (
-      [{ value: versionIn(content, sector), begun: 0, completed: 0, ended: 0, moment: -1, durable: -1 }]
+      [{ value: versionIn(content, sector), begun: 0, completed: 0, ended: 0, moment: -1, answered: -1, durable: -1 }]
     ))
   }
 
   /** A call that writes `value` to sectors begins at a moment. @returns what to call when it has completed, or failed */
   begin(first: number, count: number, value: number, moment: number): { complete: (moment: number, fua: boolean) => void; fail: () => void } {
-    const version = { value, begun: ++this.#event, completed: Infinity, ended: Infinity, moment, durable: Infinity }
+    const version = { value, begun: ++this.#event, completed: Infinity, ended: Infinity, moment, answered: Infinity, durable: Infinity }
     for (let sector = first; sector < first + count; sector++) this.#versions[sector].push(version)
     return {
       complete: (completed, fua) => {
         version.completed = version.ended = ++this.#event
+        version.answered = completed
         if (fua) version.durable = completed
       },
       fail: () => { version.ended = ++this.#event },
@@ -65,9 +67,25 @@ export class SectorHistory {
    * theirs had completed, and that is durable.
    */
   allowed(sector: number, moment: number): number[] {
+    return this.#notOverwritten(sector, this.#isDurable(moment), moment)
+  }
+
+  /**
+   * The same if the process was killed and the system lives: what was answered is there. A call that began at that moment may have been carried out in part.
+   * @param faulty only what was durable is sure to be there
+   */
+  allowedAfterKill(sector: number, moment: number, { faulty = false } = {}): number[] {
+    return this.#notOverwritten(sector, faulty ? this.#isDurable(moment) : version => version.answered <= moment, moment + 1)
+  }
+
+  #isDurable(moment: number): (version: Version) => boolean {
     const flush = Math.max(0, ...this.#flushes.filter(({ answered }) => answered <= moment).map(({ begun }) => begun))
+    return version => version.completed <= flush || version.durable <= moment
+  }
+
+  #notOverwritten(sector: number, isKept: (version: Version) => boolean, untilMoment: number): number[] {
     const versions = this.#versions[sector]
-    const overwritten = Math.max(...versions.filter(version => version.completed <= flush || version.durable <= moment).map(({ begun }) => begun))
-    return versions.filter(version => version.ended >= overwritten && version.moment < moment).map(({ value }) => value)
+    const overwritten = Math.max(...versions.filter(isKept).map(({ begun }) => begun))
+    return versions.filter(version => version.ended >= overwritten && version.moment < untilMoment).map(({ value }) => value)
   }
 }
