@@ -59,6 +59,8 @@ export class OverlayStack implements BlockDevice {
   #top: OverlayDevice
   /** Those of #frozen that may hold what is not durable yet, with what their last commits said: a flush waits for them, or tries again. */
   readonly #freezing = new Map<OverlayDevice, Promise<void>>()
+  /** Settled, and perhaps not durable: their files are open. */
+  readonly #adopted: OverlayDevice[] = []
   /** Snapshots, adoptions and drops, one after another. */
   #change: Promise<unknown> = Promise.resolve()
   #closing: Promise<void> | undefined
@@ -95,7 +97,7 @@ export class OverlayStack implements BlockDevice {
       const firstGeneration = Math.min(...generationsOver(file, directory, lowerDigest))
       await finishCreation(files, directory)
       const last = removeLeftovers(files, directory, file)
-      // Names that a killed process gave may not be durable yet.
+      // Names that a killed process has given may not be durable yet.
       await files.syncDirectory(directory)
       let below = lower
       for (let generation = firstGeneration; generation <= last; generation++) {
@@ -248,11 +250,11 @@ export class OverlayStack implements BlockDevice {
       await this.#writeFile([...bases, { lowerDigest, firstGeneration: generation + 1 }])
       const above = this.#frozen.at(1) ?? this.#top
       this.#frozen.shift()
-      this.#freezing.delete(overlay)
       this.#firstGeneration = generation + 1
       await above.replaceLower(lower)
-      // What it held is in the map: that one of its files cannot be closed, or made durable, does not undo what has happened.
-      await overlay[Symbol.asyncDispose]().catch(() => {})
+      // One that is not durable yet still has to be, until everybody opens the stack over the new map.
+      if (this.#freezing.has(overlay)) this.#adopted.push(overlay)
+      else await closeSettled(overlay)
     })
   }
 
@@ -260,6 +262,10 @@ export class OverlayStack implements BlockDevice {
   drop(): Promise<void> {
     return this.#inTurn(async () => {
       await this.#writeFile(this.#file.bases.filter(base => base.firstGeneration === this.#firstGeneration))
+      for (const overlay of this.#adopted.splice(0)) {
+        this.#freezing.delete(overlay)
+        await closeSettled(overlay)
+      }
       removeLeftovers(this.#files, this.#directory, this.#file)
     })
   }
@@ -270,7 +276,7 @@ export class OverlayStack implements BlockDevice {
       try {
         // From the bottom: writes under way on a frozen overlay end on the top.
         const results = []
-        for (const overlay of [...this.#frozen, this.#top]) results.push(...await Promise.allSettled([overlay[Symbol.asyncDispose]()]))
+        for (const overlay of [...this.#adopted, ...this.#frozen, this.#top]) results.push(...await Promise.allSettled([overlay[Symbol.asyncDispose]()]))
         for (const result of results) if (result.status === 'rejected') throw result.reason
       } finally {
         this.#files.close(this.#lockFd)
@@ -304,6 +310,11 @@ export class OverlayStack implements BlockDevice {
     this.#change = turn
     return turn
   }
+}
+
+/** What it held is in the map: that one of its files cannot be closed, or made durable, does not undo what has happened. */
+async function closeSettled(overlay: OverlayDevice): Promise<void> {
+  await overlay[Symbol.asyncDispose]().catch(() => {})
 }
 
 /** A snapshot that is not settled yet: frozen overlays over a block map's disk. */

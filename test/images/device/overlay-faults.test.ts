@@ -30,7 +30,8 @@ async function runHistories(code: 'ENOSPC' | 'EIO'): Promise<void> {
           // A close that fails while another failure is dealt with comes with it.
           if (error instanceof SuppressedError) return mayFail(error.suppressed)
           if (found === 'OVERLAY_FAILED' && code === 'EIO') isFatal = true
-          else if (found !== code) throw error
+          // A snapshot above a generation that failed, by the map of before that was settled: another process cannot open it.
+          else if (found !== code && !(found === 'OVERLAY_INVALID' && isFatal)) throw error
           failures++
         }
         for (let phase = 0; phase < 3; phase++) {
