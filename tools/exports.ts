@@ -25,6 +25,7 @@ import { snapshotDocument } from './names.ts'
 import { readMap } from './settlement.ts'
 
 const LAYER_PREFIX = 'layer:'
+
 type Opened = Omit<OpenedExport, 'name'>
 
 export class HomeExports implements ExportSource {

@@ -1,7 +1,7 @@
 /**
  * Busy loop: connections on which requests follow each other closely are served by the thread itself, which waits in poll(2) and not in the
  * event loop: a request then costs neither its turn nor its bookkeeping. The event loop is waited for too, has its turn when something happens
- * in it and at least each millisecond, and gets the connections back when they fall silent.
+ * in it, when a request is up to a promise, and at least every five milliseconds, and gets the connections back when they fall silent.
  */
 import { readFileSync, readdirSync, readlinkSync } from 'node:fs'
 import { POLLIN, PollSet } from './socket-calls.ts'

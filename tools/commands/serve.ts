@@ -2,9 +2,9 @@
  * `varve serve`: offers every CVD, snapshot and layer over NBD until it is told to end; SIGHUP reads the configuration again.
  */
 import type { Command } from 'commander'
+import { openLog } from '@varve/blockserver/log.ts'
 import { action } from '../invocation.ts'
 import { requireSettings } from '../service/config-file.ts'
-import { openLog } from '@varve/blockserver/log.ts'
 import { Notifier } from '../service/notifier.ts'
 import { Reloads } from '../service/reloads.ts'
 import { Service } from '../service/service.ts'

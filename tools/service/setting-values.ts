@@ -57,17 +57,22 @@ export function pathOf(what: 'a file' | 'a directory'): ValueReader<string> {
   }
 }
 
-export const address: ValueReader<string> = (value) => {
-  try {
-    if (typeof value === 'string') {
-      parseAddress(value)
-      return value
+/** A text that `parse` understands. @param allowed what it understands, in words */
+function understoodBy(parse: (text: string) => unknown, allowed: string): ValueReader<string> {
+  return (value) => {
+    try {
+      if (typeof value === 'string') {
+        parse(value)
+        return value
+      }
+    } catch {
+      // Said below, in the words of this file.
     }
-  } catch {
-    // Said below, in the words of this file.
+    throw new NotAllowed(allowed, value)
   }
-  throw new NotAllowed('HOST:PORT, [IPV6]:PORT or unix:PATH', value)
 }
+
+export const address = understoodBy(parseAddress, 'HOST:PORT, [IPV6]:PORT or unix:PATH')
 
 export const addressOrOff: ValueReader<string> = (value, directory) => {
   try {
@@ -83,14 +88,4 @@ export const addresses: ValueReader<string[]> = (value, directory) => {
 }
 
 /** An IP address, a CIDR block, `unix` for clients on unix sockets, or `uid:N` for those of one user. */
-export const client: ValueReader<string> = (value) => {
-  try {
-    if (typeof value === 'string') {
-      clientMatcher(value)
-      return value
-    }
-  } catch {
-    // Said below, in the words of this file.
-  }
-  throw new NotAllowed('an IP address, a block like "10.0.0.0/8", "unix" or "uid:N"', value)
-}
+export const client = understoodBy(clientMatcher, 'an IP address, a block like "10.0.0.0/8", "unix" or "uid:N"')

@@ -19,7 +19,6 @@ export interface DelayLineOptions {
   bitsPerSecond?: number
   /** What may wait for its turn on the line in each direction, before senders are held back. 256 KiB unless given. */
   queueBytes?: number
-  random?: () => number
 }
 
 export interface DirectionFigures {
@@ -50,7 +49,6 @@ class Direction {
   readonly #jitterMs: number
   readonly #bytesPerMs: number
   readonly #heldBytesMax: number
-  readonly #random: () => number
   /** In the order in which they are due. */
   #pieces: Piece[] = []
   /** Held back until there is room on the line. */
@@ -63,19 +61,18 @@ class Direction {
   #timer: NodeJS.Timeout | undefined
   #cut = false
 
-  constructor({ delayMs, jitterMs = 0, bitsPerSecond = Infinity, queueBytes = 256 * 1024, random = Math.random }: DelayLineOptions) {
+  constructor({ delayMs, jitterMs = 0, bitsPerSecond = Infinity, queueBytes = 256 * 1024 }: DelayLineOptions) {
     this.#delayMs = delayMs
     this.#jitterMs = jitterMs
     this.#bytesPerMs = bitsPerSecond / 8000
     const onItsWay = Number.isFinite(bitsPerSecond) ? Math.ceil((delayMs + jitterMs) * this.#bytesPerMs) : Infinity
     this.#heldBytesMax = onItsWay + queueBytes
-    this.#random = random
   }
 
   take(to: Flow, bytes: Buffer): void {
     const nowMs = performance.now()
     this.#freeMs = Math.max(this.#freeMs, nowMs) + bytes.length / this.#bytesPerMs
-    const dueMs = Math.max(this.#lastDueMs, this.#freeMs + this.#delayMs + this.#jitterMs * this.#random())
+    const dueMs = Math.max(this.#lastDueMs, this.#freeMs + this.#delayMs + this.#jitterMs * Math.random())
     this.#lastDueMs = dueMs
     this.#pieces.push({ bytes, dueMs, to })
     to.heldBytes += bytes.length

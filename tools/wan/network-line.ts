@@ -56,11 +56,6 @@ export class NetworkLine implements Disposable {
     return spawn('ip', ['netns', 'exec', host.namespace, program, ...args], options)
   }
 
-  /** Cuts the line, and mends it: `down` as if somebody had pulled the cable. */
-  set cut(cut: boolean) {
-    ip('-n', this.near.namespace, 'link', 'set', 'line', cut ? 'down' : 'up')
-  }
-
   /** Takes both hosts away, with the line. */
   [Symbol.dispose](): void {
     for (const { namespace } of [this.near, this.far]) {
