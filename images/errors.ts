@@ -38,6 +38,9 @@ export const ERROR_CODES = [
   'CREDENTIALS_INVALID',
   'ACCESS_INVALID',
   'CONFIG_INVALID',
+  // streaming
+  'TARGET_INVALID',
+  'TARGET_FAILED',
   'PROTOCOL_INVALID',
   'CONNECTION_LOST',
 ] as const

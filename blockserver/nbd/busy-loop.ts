@@ -14,7 +14,9 @@ const TURN_MS = 5
 const WAIT_MS = 1
 /** A connection that is silent for so long is given back. */
 const SILENT_MS = 50
-/** How often one connection is asked before it is waited for: about as long as a client needs that sends its next request at once. */
+/** Connections of one thread that are asked before they are waited for; of more, poll(2) tells sooner which have something. */
+const TRIED_MEMBERS_MAX = 4
+/** How often they are asked, all together: about as long as a client needs that sends its next request at once. */
 const TRIES_MAX = 64
 /** Requests that are served in this way before the event loop is asked whether it wants its turn. */
 const SERVED_MAX = 8
@@ -95,7 +97,7 @@ export class BusyLoop {
     this.#nowMs = performance.now()
     const untilMs = this.#nowMs + TURN_MS
     while (this.#members.length > 0 && this.#nowMs < untilMs) {
-      const served = this.#members.length === 1 && this.#tryOne(this.#members[0])
+      const served = this.#members.length <= TRIED_MEMBERS_MAX && this.#try()
       const count = this.#members.length
       if (count === 0 || this.#yields) break
       this.#poll.add(this.#eventLoopFd!, POLLIN)
@@ -109,24 +111,23 @@ export class BusyLoop {
     this.#giveBackSilent()
   }
 
-  /** A client that waits for each answer sends its next request sooner than this thread could fall asleep and be woken. @returns true if it was served */
-  #tryOne(member: BusyMember): boolean {
-    if (!member.expectsMore || (this.#credit <= 0 && ++this.#credit <= 0)) return false
+  /** A client that waits for each answer sends its next request sooner than this thread could fall asleep and be woken. @returns true if one was served */
+  #try(): boolean {
+    if (!this.#members.some((member) => member.expectsMore) || (this.#credit <= 0 && ++this.#credit <= 0)) return false
     let served = 0
-    for (let tries = 0; tries < TRIES_MAX && served < SERVED_MAX && !this.#yields && this.#members.length === 1; tries++) {
+    for (let tries = 0, next = 0; tries < TRIES_MAX && served < SERVED_MAX && !this.#yields && this.#members.length > 0; tries++) {
+      const index = next++ % this.#members.length
+      const member = this.#members[index]
       const answer = member.tryReceive()
       if (answer === undefined) continue
       served++
       tries = -1
-      if (!answer) {
-        this.#giveBack(member)
-        return true
-      }
+      if (!answer) this.#giveBack(member)
+      else if (this.#members[index] === member) this.#seenMs[index] = this.#nowMs
     }
     if (served > 0) {
       this.#credit = Math.min(CREDIT_MAX, this.#credit + 1)
       this.#nowMs = performance.now()
-      this.#seenMs[0] = this.#nowMs
     } else if (--this.#credit === 0) this.#credit = CREDIT_RETRY
     return served > 0
   }

@@ -137,7 +137,7 @@ export class FileDevice implements BlockDevice {
 }
 
 /** Size of a block device, bytes; the kernel counts in sectors of 512 bytes, whatever the device's own are. */
-function blockDeviceBytes(rdev: number): number {
+export function blockDeviceBytes(rdev: number): number {
   // As glibc's gnu_dev_major and gnu_dev_minor; device numbers of Linux fit 32 bits.
   const major = (rdev >>> 8) & 0xfff
   const minor = (rdev & 0xff) | ((rdev >>> 12) & 0xfff00)

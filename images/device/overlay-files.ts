@@ -7,6 +7,7 @@ import { basename } from 'node:path'
 import { promisify } from 'node:util'
 import { digestOf } from '../chunk/digest.ts'
 import { allocate, punchHole, tryLock } from '../native/libc.ts'
+import { blockDeviceBytes } from './file-device.ts'
 
 const fdatasync = promisify(fs.fdatasync)
 
@@ -16,6 +17,8 @@ export interface OverlayFiles {
   open(path: string, mode: 'read' | 'write' | 'create'): number
   close(fd: number): void
   sizeBytes(fd: number): number
+  /** True for a block device, whose size is what it is. */
+  isDevice(fd: number): boolean
   exists(path: string): boolean
   /** Fills all of `into`. */
   read(fd: number, into: Uint8Array, offset: number): void
@@ -51,7 +54,11 @@ export const localFiles: OverlayFiles = {
     return fs.openSync(path, mode === 'read' ? O_RDONLY : mode === 'write' ? O_RDWR : O_RDWR | O_CREAT, 0o600)
   },
   close: fd => fs.closeSync(fd),
-  sizeBytes: fd => fs.fstatSync(fd).size,
+  sizeBytes(fd) {
+    const stat = fs.fstatSync(fd)
+    return stat.isBlockDevice() ? blockDeviceBytes(stat.rdev) : stat.size
+  },
+  isDevice: fd => fs.fstatSync(fd).isBlockDevice(),
   exists: path => fs.existsSync(path),
   read(fd, into, offset) {
     for (let at = 0; at < into.length;) {

@@ -133,6 +133,10 @@ export class PowerCutFiles implements OverlayFiles {
     return this.#contents.get(this.#file(fd))!.sizeBytes
   }
 
+  isDevice(): boolean {
+    return false
+  }
+
   exists(path: string): boolean {
     return this.#names.has(path)
   }
