@@ -22,9 +22,9 @@ const VERIFY_BYTES = 1 << 20
 export interface StreamedDiskOptions {
   target: Target
   /** Asks for chunks, by number, before all else. Resolves when all of them have been given to `install`. */
-  want(chunks: readonly number[]): Promise<void>
+  want: (chunks: readonly number[]) => Promise<void>
   /** Called with each range that a guest reads, bytes. */
-  noteRead?(offset: number, length: number): void
+  noteRead?: (offset: number, length: number) => void
 }
 
 export class StreamedDisk implements BlockDevice {
@@ -144,7 +144,7 @@ export class StreamedDisk implements BlockDevice {
    * Compares with its digest every chunk that lies on the target as it came, and gives up the blocks of those that differ, which are then lacking again.
    * @returns bytes that were right, and bytes that cannot be told: parts of chunks, and what stands between writes of the guest
    */
-  async verify({ signal, report }: { signal?: AbortSignal; report?(bytes: number): void } = {}): Promise<{ verifiedBytes: number; unverifiableBytes: number; wrongBytes: number }> {
+  async verify({ signal, report }: { signal?: AbortSignal; report?: (bytes: number) => void } = {}): Promise<{ verifiedBytes: number; unverifiableBytes: number; wrongBytes: number }> {
     const sums = { verifiedBytes: 0, unverifiableBytes: 0, wrongBytes: 0 }
     let since = 0
     for (let index = 0; index < this.map.extentCount; index++) {

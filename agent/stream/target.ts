@@ -1,6 +1,6 @@
 /**
  * Target: the disk that a stream fills, a file or a block device, with what is known of each of its blocks kept behind the end of the disk.
- * Each block goes where the finished disk has it; `finish` leaves a plain disk. Bytes and order of writes: docs/formats/target.md
+ * Each block goes where the finished disk has it; once it is complete and closed, it is a plain disk. Bytes and order of writes: docs/formats/target.md
  * It knows no chunks' contents and no network: streamed-disk.ts does.
  */
 import { BlockMap, HOLE, ZERO } from '@varve/images/blockmap/block-map.ts'
@@ -41,6 +41,14 @@ interface Places {
   superblocks: readonly [number, number]
 }
 
+interface Superblock extends Places {
+  phase: number
+  mapDigest: Uint8Array
+}
+
+const FILLING = 0
+const COMPLETE = 1
+
 export interface TargetInit {
   path: string
   /** Of the disk that it will be. */
@@ -73,6 +81,7 @@ export class Target implements AsyncDisposable {
   #commit: Promise<void> | undefined
   #nextCommit: Promise<void> | undefined
   #failure: VarveError | undefined
+  #plain = false
   #closed = false
 
   private constructor(parts: { path: string; files: OverlayFiles; fd: number; places: Places; map: BlockMap; note: object; state: Uint8Array; suspect?: Uint8Array; incarnation: Uint8Array | undefined }) {
@@ -121,7 +130,7 @@ export class Target implements AsyncDisposable {
       files.write(fd, state, places.recent)
       files.write(fd, recentHeader(incarnation ?? UNKNOWN), places.recentHeader)
       await files.sync(fd)
-      await writeSuperblocks(files, fd, places, encoded)
+      await writeSuperblocks(files, fd, places, { phase: FILLING, mapDigest: digestOf(encoded) })
       if (!isDevice) await files.syncDirectory(directoryOf(path))
       return new Target({ path, files, fd, places, map, note, state, incarnation })
     } catch (error) {
@@ -131,29 +140,28 @@ export class Target implements AsyncDisposable {
   }
 
   /**
-   * Opens a target that was begun. @returns undefined if the path holds none (any more)
+   * Opens a target that was begun. One that was complete, and only not yet a plain disk, is made one.
+   * @returns undefined if the path holds none, or none any more
    * @throws VarveError TARGET_INVALID if it is damaged; FORMAT_UNSUPPORTED, STORE_LOCKED
    */
-  static async open(path: string, { files = localFiles }: { files?: OverlayFiles } = {}): Promise<Target | undefined> {
+  static async open(path: string, { files = localFiles }: { files?: OverlayFiles } = {}): Promise<Target | 'complete' | undefined> {
     if (!files.exists(path)) return undefined
     const fd = files.open(path, 'write')
     try {
       takeLock(files, fd, path)
       const places = readSuperblocks(files, fd, path)
-      if (places === undefined) {
-        files.close(fd)
-        return undefined
-      }
-      const target = await Target.#openAt(path, files, fd, places)
-      return target
+      if (places?.phase === COMPLETE) await removeState(files, fd, places)
+      if (places?.phase === FILLING) return await Target.#openAt(path, files, fd, places)
+      files.close(fd)
+      return places === undefined ? undefined : 'complete'
     } catch (error) {
       files.close(fd)
       throw error
     }
   }
 
-  static async #openAt(path: string, files: OverlayFiles, fd: number, found: Places & { mapDigest: Uint8Array }): Promise<Target> {
-    const { mapDigest, ...places } = found
+  static async #openAt(path: string, files: OverlayFiles, fd: number, places: Superblock): Promise<Target> {
+    const { mapDigest } = places
     const encoded = readAt(files, fd, places.map, places.mapBytes)
     if (Buffer.compare(digestOf(encoded), mapDigest) !== 0) throw new VarveError('TARGET_INVALID', `${path}: the block map that it keeps is damaged; begin again with --overwrite`)
     const map = BlockMap.decode(encoded)
@@ -321,22 +329,17 @@ export class Target implements AsyncDisposable {
     return this.#nextCommit
   }
 
-  /** Everything is there and right: what was kept behind the disk is removed, durably, and the target closed. */
-  async finish(): Promise<void> {
+  /** Everything is there and right. What the target knows of its blocks is of no use any more, and not kept: from now on it is a plain disk, but for what lies behind it. */
+  async complete(): Promise<void> {
     if (!this.isComplete || this.hasSuspects) throw new RangeError('the disk is not complete')
+    if (this.#plain) return
     await this.flush({ all: true })
-    const { superblocks, note } = this.#places
-    const files = this.#files
-    if (files.isDevice(this.#fd)) {
-      for (const place of superblocks) files.write(this.#fd, ZEROES.subarray(0, BLOCK_BYTES), place)
-      await files.sync(this.#fd)
-      // It holds a key.
-      this.#writeZeroes(note, note + NOTE_BYTES)
-    } else {
-      files.truncate(this.#fd, this.map.sizeBytes)
-    }
-    await files.sync(this.#fd)
-    this.#close()
+    await writeSuperblocks(this.#files, this.#fd, this.#places, { phase: COMPLETE, mapDigest: digestOf(this.map.encode()) })
+    this.#plain = true
+  }
+
+  get isPlain(): boolean {
+    return this.#plain
   }
 
   /** Makes everything durable, and lets another process have it. */
@@ -345,7 +348,8 @@ export class Target implements AsyncDisposable {
     try {
       if (this.#failure === undefined) {
         await this.flush({ all: true })
-        if (!this.hasSuspects) {
+        if (this.#plain) await removeState(this.#files, this.#fd, this.#places)
+        else if (!this.hasSuspects) {
           this.#files.write(this.#fd, recentHeader(CLEAN), this.#places.recentHeader)
           await this.#files.sync(this.#fd)
         }
@@ -385,6 +389,7 @@ export class Target implements AsyncDisposable {
 
   /** Blocks that are there are called written before they are: a process that dies between leaves none that is taken for the disk's own and is not. */
   #markPresentAsWritten(first: number, end: number): void {
+    if (this.#plain) return
     for (let block = first; block < end; block++) {
       if (!this.isPresent(block)) continue
       let stop = block + 1
@@ -395,6 +400,7 @@ export class Target implements AsyncDisposable {
   }
 
   #mark(first: number, end: number, written: boolean): void {
+    if (this.#plain) return
     this.clear(first, end)
     for (let block = first; block < end;) {
       const from = block % PAGE_BLOCKS
@@ -468,13 +474,14 @@ function placesIn(targetBytes: number | undefined, diskBytes: number, mapBytes: 
   return { diskBytes, mapBytes, pages, note, map, durable, recentHeader, recent, superblocks: [superblock, superblock + BLOCK_BYTES] }
 }
 
-async function writeSuperblocks(files: OverlayFiles, fd: number, places: Places, encodedMap: Uint8Array): Promise<void> {
+async function writeSuperblocks(files: OverlayFiles, fd: number, places: Places, { phase, mapDigest }: { phase: number; mapDigest: Uint8Array }): Promise<void> {
   const bytes = Buffer.alloc(BLOCK_BYTES)
   MAGIC.copy(bytes)
   bytes.writeUInt32LE(VERSION, 8)
+  bytes[12] = phase
   bytes.writeBigUInt64LE(BigInt(places.diskBytes), 16)
   bytes.writeBigUInt64LE(BigInt(places.mapBytes), 24)
-  bytes.set(digestOf(encodedMap), 32)
+  bytes.set(mapDigest, 32)
   bytes.set(digestOf(bytes.subarray(0, 64)), 64)
   for (const place of places.superblocks) {
     files.write(fd, bytes, place)
@@ -483,7 +490,7 @@ async function writeSuperblocks(files: OverlayFiles, fd: number, places: Places,
 }
 
 /** @throws VarveError FORMAT_UNSUPPORTED, TARGET_INVALID */
-function readSuperblocks(files: OverlayFiles, fd: number, path: string): (Places & { mapDigest: Uint8Array }) | undefined {
+function readSuperblocks(files: OverlayFiles, fd: number, path: string): Superblock | undefined {
   const size = files.sizeBytes(fd) - (files.sizeBytes(fd) % BLOCK_BYTES)
   for (const place of [size - BLOCK_BYTES, size - 2 * BLOCK_BYTES]) {
     if (place < 0) return undefined
@@ -495,9 +502,23 @@ function readSuperblocks(files: OverlayFiles, fd: number, path: string): (Places
     const isSane = Number.isSafeInteger(diskBytes) && mapBytes <= OBJECT_BYTES_MAX
     const places = isSane ? placesIn(size, diskBytes, mapBytes) : undefined
     if (places === undefined || places.note < up(diskBytes)) throw new VarveError('TARGET_INVALID', `${path}: what it says of itself does not fit it`)
-    return { ...places, mapDigest: bytes.subarray(32, 64) }
+    return { ...places, phase: bytes[12], mapDigest: bytes.subarray(32, 64) }
   }
   return undefined
+}
+
+/** What is left is the disk. */
+async function removeState(files: OverlayFiles, fd: number, { superblocks, note, diskBytes }: Places): Promise<void> {
+  if (files.isDevice(fd)) {
+    // First the note: it holds a key.
+    for (const [offset, length] of [[note, NOTE_BYTES], [superblocks[0], BLOCK_BYTES], [superblocks[1], BLOCK_BYTES]]) {
+      files.write(fd, ZEROES.subarray(0, length), offset)
+      await files.sync(fd)
+    }
+  } else {
+    files.truncate(fd, diskBytes)
+    await files.sync(fd)
+  }
 }
 
 function recentHeader(incarnation: Uint8Array, hasSuspects = false): Buffer {

@@ -2,7 +2,7 @@
  * A streamed disk as a block device, on real files; and what it does while it fills.
  */
 import assert from 'node:assert/strict'
-import { closeSync, openSync, readFileSync, statSync, writeFileSync, writeSync } from 'node:fs'
+import { closeSync, copyFileSync, openSync, readFileSync, statSync, writeFileSync, writeSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'node:test'
 import { StreamedDisk, checkContent } from '@varve/agent/stream/streamed-disk.ts'
@@ -62,12 +62,12 @@ deviceConformance('a streamed disk', async (content) => {
     device: streamed(target, chunks, random),
     reopen: async () => {
       await target[Symbol.asyncDispose]()
-      target = (await Target.open(file))!
+      target = (await Target.open(file)) as Target
       subject.device = streamed(target, chunks, random)
     },
     disturb: async () => {
       const chunk = random.below(chunks.length)
-      if (chunks.length > 0) (subject.device as StreamedDisk).install(chunk, chunks[chunk])
+      if (chunks.length > 0) subject.device.install(chunk, chunks[chunk])
     },
     [Symbol.asyncDispose]: async () => {
       await target[Symbol.asyncDispose]()
@@ -107,7 +107,19 @@ test(`a disk that has come whole is a plain file with the same bytes (seed ${see
     fillAll(disk, source.chunks)
     const { wrongBytes } = await disk.verify()
     assert.equal(wrongBytes, 0)
-    await target.finish()
+    await target.complete()
+    const last = random.bytes(Math.min(sizeBytes, 700))
+    await disk.write(last, 0)
+    last.copy(expected)
+    await disk.flush()
+    // As a process leaves it that is killed, and as one does that ends in order.
+    if (random.chance(0.5)) {
+      const copy = `${file}-copy`
+      copyFileSync(file, copy)
+      assert.equal(await Target.open(copy), 'complete')
+      assert.ok(readFileSync(copy).equals(expected))
+    }
+    await target[Symbol.asyncDispose]()
     assert.ok(readFileSync(file).equals(expected))
     assert.equal(await Target.open(file), undefined)
   }
@@ -147,8 +159,8 @@ test('a target that holds something is not taken, nor one in use, nor one that i
     await assert.rejects(Target.create({ path: file, map, note: {}, overwrite: true }), { code: 'STORE_LOCKED' })
   }
   {
-    await using target = await Target.open(file)
-    assert.deepEqual(target!.note, { cvd: 'desk' })
+    await using target = await Target.open(file) as Target
+    assert.deepEqual(target.note, { cvd: 'desk' })
   }
   const whole = readFileSync(file)
   const size = statSync(file).size
@@ -158,7 +170,7 @@ test('a target that holds something is not taken, nor one in use, nor one that i
     writeFileSync(file, damaged)
     try {
       const target = await Target.open(file)
-      await target?.[Symbol.asyncDispose]()
+      if (target instanceof Target) await target[Symbol.asyncDispose]()
     } catch (error) {
       assert.match((error as { code?: string }).code ?? String(error), /^(TARGET_INVALID|FORMAT_|LIMIT_)/)
     }

@@ -98,7 +98,7 @@ export class TargetHistory {
   async #next(remains: Remains, moment: number, { isKilled }: { isKilled: boolean }): Promise<TargetHistory> {
     const files = new PowerCutFiles(this.#random, remains)
     const target = await Target.open(PATH, { files })
-    assert.ok(target !== undefined, 'the target is there')
+    assert.ok(target instanceof Target, 'the target is there')
     assert.deepEqual(target.note, { cvd: 'desk' })
     const next = new TargetHistory({ random: this.#random, source: this.#source, files, target, versions: [] })
     const shown = Buffer.alloc(this.#source.content.length)

@@ -1,0 +1,314 @@
+/**
+ * Chunk fetcher: brings chunks from a server, by connections that it makes again whenever one is lost. What is asked for twice is fetched once, at the
+ * more urgent of the two priorities. Nothing is given to anybody before it was found to be what was asked for.
+ */
+import { setTimeout as sleep } from 'node:timers/promises'
+import type { Logger } from 'pino'
+import { LatencyHistogram } from '@varve/blockserver/latency-histogram.ts'
+import type { LatencySnapshot } from '@varve/blockserver/latency-histogram.ts'
+import { CHUNK_HEADER_BYTES, Priority, WAITING_DIGESTS_MAX } from '@varve/blockserver/stream/frames.ts'
+import { decompress } from '@varve/images/chunk/codec.ts'
+import type { Codec } from '@varve/images/chunk/codec.ts'
+import { digestOf, digestToHex } from '@varve/images/chunk/digest.ts'
+import type { Digest } from '@varve/images/chunk/digest.ts'
+import { VarveError } from '@varve/images/errors.ts'
+import { LineWindow } from './line-window.ts'
+import { StreamConnection } from './stream-connection.ts'
+import type { AgentIdentity, ServerAddress, StreamedDiskInfo } from './stream-connection.ts'
+
+/** How often a chunk that comes wrong is asked for in all. */
+const ATTEMPTS_MAX = 3
+const RECONNECT_MS_FIRST = 200
+const RECONNECT_MS_MAX = 10_000
+
+export interface WantOptions {
+  priority: Priority
+  /** Gives up after so long. Waits for ever unless given. */
+  msMax?: number
+  signal?: AbortSignal
+}
+
+interface Taker {
+  deliver(content: Uint8Array): void
+  fail(error: Error): void
+}
+
+interface Pending {
+  digest: Buffer
+  priority: Priority
+  attempts: number
+  askedMs: number
+  takers: Set<Taker>
+}
+
+export interface FetcherOptions {
+  address: ServerAddress
+  identity: AgentIdentity
+  /** Is opened on each connection, so that the server keeps what it consists of. May be changed by `opened`. */
+  disk: string
+  /** The server has told what the disk is: at each connection. */
+  opened: (info: StreamedDiskInfo) => void
+  log: Logger
+}
+
+export interface FetcherFigures {
+  connected: boolean
+  /** Why not, if it is so. */
+  lastError: string | null
+  connections: number
+  /** GET frames. */
+  requests: number
+  receivedBytes: number
+  chunks: number
+  /** Chunks that came wrong. */
+  corrupt: number
+  misses: number
+  missLatency: LatencySnapshot
+  roundTripMs: number | null
+  lineBytesPerSecond: number
+  waiting: number
+}
+
+export class ChunkFetcher implements AsyncDisposable {
+  readonly #options: FetcherOptions
+  readonly #pending = new Map<string, Pending>()
+  readonly #window = new LineWindow()
+  readonly #stop = new AbortController()
+  readonly #running: Promise<void>
+  #connection: StreamConnection | undefined
+  /** Asked for since the last turn, by priority. */
+  #toAsk: Digest[][] = [[], [], []]
+  #isAsking = false
+  #disk: string
+  #lastError: string | null = null
+  readonly #missLatency = new LatencyHistogram()
+  #past = { connections: 0, requests: 0, receivedBytes: 0, chunks: 0, corrupt: 0, misses: 0 }
+
+  constructor(options: FetcherOptions) {
+    this.#options = options
+    this.#disk = options.disk
+    this.#running = this.#run()
+  }
+
+  get figures(): FetcherFigures {
+    const { requests = 0, receivedBytes = 0 } = this.#connection ?? {}
+    return {
+      ...this.#past,
+      connected: this.#connection !== undefined,
+      lastError: this.#lastError,
+      requests: this.#past.requests + requests,
+      receivedBytes: this.#past.receivedBytes + receivedBytes,
+      missLatency: this.#missLatency.snapshot(),
+      roundTripMs: this.#window.roundTripMs ?? null,
+      lineBytesPerSecond: this.#window.bytesPerSecond,
+      waiting: this.#pending.size,
+    }
+  }
+
+  /** What is opened on the connections that come. */
+  set disk(name: string) {
+    this.#disk = name
+  }
+
+  /** A report for the server, if there is a connection. @returns false if there is none */
+  report(type: 7 | 8, payload: Uint8Array): boolean {
+    this.#connection?.report(type, payload)
+    return this.#connection !== undefined
+  }
+
+  /**
+   * Fetches chunks.
+   * @param deliver is called with each one's place in `digests` and its content, which is good until it returns
+   * @throws VarveError CONNECTION_LOST if it takes too long; CHUNK_MISSING, CHUNK_CORRUPT if the server does not give one, after all others came
+   */
+  async want(digests: readonly Digest[], deliver: (index: number, content: Uint8Array) => void, { priority, msMax, signal }: WantOptions): Promise<void> {
+    if (digests.length === 0) return
+    const taken: { key: string; taker: Taker }[] = []
+    let timer: NodeJS.Timeout | undefined
+    let abort: (() => void) | undefined
+    try {
+      await new Promise<void>((resolve, reject) => {
+        let left = digests.length
+        let failure: Error | undefined
+        const end = (): void => {
+          if (--left > 0) return
+          if (failure === undefined) resolve()
+          else reject(failure)
+        }
+        if (msMax !== undefined) timer = setTimeout(() => reject(new VarveError('CONNECTION_LOST', `the server gave no answer within ${msMax} ms`)), msMax)
+        abort = () => reject(signal!.reason as Error)
+        signal?.addEventListener('abort', abort)
+        if (signal?.aborted) return abort()
+        for (const [index, digest] of digests.entries()) {
+          const taker: Taker = {
+            deliver: (content) => {
+              try {
+                deliver(index, content)
+              } catch (error) {
+                failure ??= error as Error
+              }
+              end()
+            },
+            fail: (error) => {
+              failure ??= error
+              end()
+            },
+          }
+          taken.push({ key: this.#take(digest, priority, taker), taker })
+        }
+      })
+    } finally {
+      clearTimeout(timer)
+      if (abort !== undefined) signal?.removeEventListener('abort', abort)
+      // Where it gave up, what comes for it yet comes for nobody.
+      for (const { key, taker } of taken) this.#pending.get(key)?.takers.delete(taker)
+    }
+  }
+
+  /** One chunk. */
+  async get(digest: Digest, options: WantOptions): Promise<Uint8Array> {
+    let found: Uint8Array | undefined
+    await this.want([digest], (_index, content) => { found = Uint8Array.from(content) }, options)
+    return found!
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    const closed = new VarveError('CONNECTION_LOST', 'the agent has stopped')
+    this.#stop.abort(closed)
+    this.#connection?.[Symbol.dispose]()
+    for (const [key, pending] of [...this.#pending]) this.#failPending(key, pending, closed)
+    await this.#running
+  }
+
+  #take(digest: Digest, priority: Priority, taker: Taker): string {
+    const key = keyOf(digest)
+    const known = this.#pending.get(key)
+    if (known === undefined) {
+      this.#pending.set(key, { digest: Buffer.from(digest), priority, attempts: 1, askedMs: performance.now(), takers: new Set([taker]) })
+      this.#ask(digest, priority)
+    } else {
+      known.takers.add(taker)
+      if (priority < known.priority) {
+        known.priority = priority
+        known.askedMs = performance.now()
+        this.#ask(digest, priority)
+      }
+    }
+    return key
+  }
+
+  #ask(digest: Digest, priority: Priority): void {
+    this.#toAsk[priority].push(digest)
+    if (this.#isAsking) return
+    this.#isAsking = true
+    queueMicrotask(() => {
+      this.#isAsking = false
+      const toAsk = this.#toAsk
+      this.#toAsk = [[], [], []]
+      const connection = this.#connection
+      // Without one, all that is pending is asked for by the next.
+      if (connection === undefined) return
+      for (const [level, digests] of toAsk.entries()) if (digests.length > 0) connection.get(level as Priority, digests)
+      this.#grant(connection)
+    })
+  }
+
+  async #run(): Promise<void> {
+    const { signal } = this.#stop
+    let waitMs = RECONNECT_MS_FIRST
+    while (!signal.aborted) {
+      const beganMs = performance.now()
+      try {
+        await this.#serve(signal)
+      } catch (error) {
+        if (signal.aborted) return
+        this.#lastError = (error as Error).message
+        this.#options.log.warn({ err: error }, 'no connection to the server')
+      }
+      waitMs = performance.now() - beganMs > RECONNECT_MS_MAX ? RECONNECT_MS_FIRST : Math.min(RECONNECT_MS_MAX, waitMs * 2)
+      // Many agents that lost one server do not come back all at once.
+      await sleep(waitMs * (0.5 + Math.random() / 2), undefined, { signal }).catch(() => {})
+    }
+  }
+
+  /** One connection, until it ends. */
+  async #serve(signal: AbortSignal): Promise<void> {
+    const { address, identity, opened, log } = this.#options
+    const connection = await StreamConnection.open(address, identity, {
+      chunk: (digest, stored) => this.#arrived(digest, stored),
+      chunkFailed: (digest, reason) => this.#refused(digest, reason),
+      roundTrip: (ms) => this.#window.noteRoundTrip(ms, performance.now()),
+    }, signal)
+    try {
+      this.#window.restart()
+      opened(await connection.openDisk(this.#disk))
+      signal.throwIfAborted()
+      log.info({ url: address.url.origin }, 'connected')
+      this.#connection = connection
+      this.#past.connections++
+      this.#lastError = null
+      const again: Digest[][] = [[], [], []]
+      for (const { digest, priority } of this.#pending.values()) again[priority].push(digest)
+      this.#toAsk = [[], [], []]
+      for (const [level, digests] of again.entries()) if (digests.length > 0) connection.get(level as Priority, digests.slice(0, WAITING_DIGESTS_MAX))
+      this.#grant(connection)
+      throw await connection.ended
+    } finally {
+      this.#connection = undefined
+      this.#past.requests += connection.requests
+      this.#past.receivedBytes += connection.receivedBytes
+      connection[Symbol.dispose]()
+    }
+  }
+
+  #grant(connection: StreamConnection): void {
+    const granted = this.#window.grant(performance.now())
+    if (granted !== undefined) connection.window(granted)
+  }
+
+  #arrived(digest: Buffer, { codec, rawBytes, payload }: { codec: Codec; rawBytes: number; payload: Buffer }): void {
+    const key = keyOf(digest)
+    const pending = this.#pending.get(key)
+    const nowMs = performance.now()
+    this.#window.noteBytes(CHUNK_HEADER_BYTES + payload.length, { waiting: this.#pending.size > 1, nowMs })
+    if (this.#connection !== undefined) this.#grant(this.#connection)
+    // Asked for by somebody who has given up.
+    if (pending === undefined) return
+    let content: Uint8Array
+    try {
+      content = decompress(codec, payload, rawBytes)
+      if (Buffer.compare(digestOf(content), digest) !== 0) throw new VarveError('CHUNK_CORRUPT', 'its content hashes to something else')
+    } catch (cause) {
+      this.#past.corrupt++
+      return this.#tryAgain(key, pending, new VarveError('CHUNK_CORRUPT', `chunk ${digestToHex(digest)} came wrong from the server: ${(cause as Error).message}`, { cause }))
+    }
+    this.#past.chunks++
+    this.#pending.delete(key)
+    if (pending.priority === Priority.MISS) {
+      this.#past.misses++
+      this.#missLatency.record(nowMs - pending.askedMs)
+    }
+    for (const taker of pending.takers) taker.deliver(content)
+  }
+
+  #refused(digest: Buffer, reason: string): void {
+    const key = keyOf(digest)
+    const pending = this.#pending.get(key)
+    if (pending !== undefined) this.#failPending(key, pending, new VarveError('CHUNK_MISSING', `the server does not give chunk ${digestToHex(digest)}: ${reason.slice(0, 200)}`))
+  }
+
+  #tryAgain(key: string, pending: Pending, error: VarveError): void {
+    this.#options.log.warn({ err: error }, 'a chunk came wrong')
+    if (pending.attempts++ < ATTEMPTS_MAX) this.#ask(pending.digest, pending.priority)
+    else this.#failPending(key, pending, error)
+  }
+
+  #failPending(key: string, pending: Pending, error: Error): void {
+    this.#pending.delete(key)
+    for (const taker of pending.takers) taker.fail(error)
+  }
+}
+
+function keyOf(digest: Uint8Array): string {
+  return Buffer.from(digest.buffer, digest.byteOffset, digest.byteLength).toString('latin1')
+}
