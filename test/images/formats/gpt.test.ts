@@ -1,10 +1,10 @@
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
-import { mkdtempSync, rmSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, test } from 'node:test'
-import { PartitionType, guidBytes, writeGpt } from '@varve/images/formats/gpt.ts'
+import { GPT_HEAD_BYTES, PartitionType, guidBytes, readGpt, writeGpt } from '@varve/images/formats/gpt.ts'
 import type { GptPartition } from '@varve/images/formats/gpt.ts'
 import { Random, testSeed } from '../../random.ts'
 import { FileSink } from '../filesystems/fat/file-sink.ts'
@@ -70,7 +70,7 @@ function firstSector(): Buffer {
   return execFileSync('dd', [`if=${image}`, 'bs=512', 'count=1', 'status=none'])
 }
 
-test('random tables pass sgdisk', () => {
+test('random tables pass sgdisk, and are read as they were written', () => {
   const seed = testSeed()
   const random = new Random(seed)
   for (let round = 0; round < 15; round++) {
@@ -85,6 +85,24 @@ test('random tables pass sgdisk', () => {
     }
     write(at + 33 * 512 + random.below(3) * 512, partitions)
     assert.match(execFileSync('sgdisk', ['-v', image], { encoding: 'utf8' }), /No problems found/, `VARVE_TEST_SEED=${seed}, round ${round}`)
+    const disk = readFileSync(image)
+    const expected = partitions.map(({ typeGuid, name, firstByte, byteLength }) => ({ typeGuid, name, firstByte, byteLength }))
+    assert.deepEqual(readGpt(disk.subarray(0, GPT_HEAD_BYTES), disk.length), expected, `VARVE_TEST_SEED=${seed}, round ${round}`)
+  }
+})
+
+test('what is no partition table is none, and partitions outside of the disk are not there', () => {
+  write(100 * MIB, three)
+  const head = readFileSync(image).subarray(0, GPT_HEAD_BYTES)
+  assert.equal(readGpt(head.subarray(0, 1000), 100 * MIB), undefined)
+  assert.equal(readGpt(Buffer.alloc(GPT_HEAD_BYTES), 100 * MIB), undefined)
+  assert.deepEqual(readGpt(head, 66 * MIB)!.map(({ name }) => name), ['bios', 'efi'])
+  const seed = testSeed()
+  const random = new Random(seed)
+  for (let round = 0; round < 500; round++) {
+    const bytes = Buffer.from(head)
+    for (let change = random.below(20); change > 0; change--) bytes[random.between(512, 2000)] = random.below(256)
+    for (const { firstByte, byteLength } of readGpt(bytes, 100 * MIB) ?? []) assert.ok(byteLength > 0 && firstByte + byteLength <= 100 * MIB, `seed ${seed}`)
   }
 })
 
