@@ -14,7 +14,8 @@ import type { Digest } from '@varve/images/chunk/digest.ts'
 import { VarveError } from '@varve/images/errors.ts'
 import { LineWindow } from './line-window.ts'
 import { StreamConnection } from './stream-connection.ts'
-import type { AgentIdentity, ServerAddress, StreamedDiskInfo } from './stream-connection.ts'
+import type { ServerAddress } from './server-socket.ts'
+import type { AgentIdentity, StreamedDiskInfo } from './stream-connection.ts'
 
 /** How often a chunk that comes wrong is asked for in all. */
 const ATTEMPTS_MAX = 3
@@ -44,10 +45,8 @@ interface Pending {
 export interface FetcherOptions {
   address: ServerAddress
   identity: AgentIdentity
-  /** Is opened on each connection, so that the server keeps what it consists of. May be changed by `opened`. */
+  /** Is opened on each connection, so that the server keeps what it consists of. */
   disk: string
-  /** The server has told what the disk is: at each connection. */
-  opened: (info: StreamedDiskInfo) => void
   log: Logger
 }
 
@@ -76,17 +75,25 @@ export class ChunkFetcher implements AsyncDisposable {
   readonly #stop = new AbortController()
   readonly #running: Promise<void>
   #connection: StreamConnection | undefined
+  #info: StreamedDiskInfo | undefined
+  readonly #openedWaiters: ((info: StreamedDiskInfo) => void)[] = []
   /** Asked for since the last turn, by priority. */
   #toAsk: Digest[][] = [[], [], []]
   #isAsking = false
   #disk: string
   #lastError: string | null = null
+  /** What the first connection found; rejected if that failed. Others follow all the same. */
+  readonly first: Promise<StreamedDiskInfo>
+  #firstEnded!: { resolve(info: StreamedDiskInfo): void; reject(error: Error): void }
   readonly #missLatency = new LatencyHistogram()
   #past = { connections: 0, requests: 0, receivedBytes: 0, chunks: 0, corrupt: 0, misses: 0 }
 
   constructor(options: FetcherOptions) {
     this.#options = options
     this.#disk = options.disk
+    this.first = new Promise((resolve, reject) => { this.#firstEnded = { resolve, reject } })
+    // Who does not ask does not care.
+    this.first.catch(() => {})
     this.#running = this.#run()
   }
 
@@ -103,6 +110,19 @@ export class ChunkFetcher implements AsyncDisposable {
       lineBytesPerSecond: this.#window.bytesPerSecond,
       waiting: this.#pending.size,
     }
+  }
+
+  /** What the server last said of the disk: waits for the first time. */
+  opened(signal: AbortSignal): Promise<StreamedDiskInfo> {
+    if (this.#info !== undefined) return Promise.resolve(this.#info)
+    return new Promise((resolve, reject) => {
+      signal.addEventListener('abort', () => reject(signal.reason as Error), { once: true })
+      this.#openedWaiters.push(resolve)
+    })
+  }
+
+  get isConnected(): boolean {
+    return this.#connection !== undefined
   }
 
   /** What is opened on the connections that come. */
@@ -165,6 +185,16 @@ export class ChunkFetcher implements AsyncDisposable {
     }
   }
 
+  /** A chunk has come from elsewhere: whoever waits for it has it, and the server need not send it. @param content verified */
+  supply(digest: Digest, content: Uint8Array): void {
+    const key = keyOf(digest)
+    const pending = this.#pending.get(key)
+    if (pending === undefined) return
+    this.#pending.delete(key)
+    this.#connection?.cancel([pending.digest])
+    for (const taker of pending.takers) taker.deliver(content)
+  }
+
   /** One chunk. */
   async get(digest: Digest, options: WantOptions): Promise<Uint8Array> {
     let found: Uint8Array | undefined
@@ -221,6 +251,7 @@ export class ChunkFetcher implements AsyncDisposable {
       try {
         await this.#serve(signal)
       } catch (error) {
+        this.#firstEnded.reject(error as Error)
         if (signal.aborted) return
         this.#lastError = (error as Error).message
         this.#options.log.warn({ err: error }, 'no connection to the server')
@@ -233,7 +264,7 @@ export class ChunkFetcher implements AsyncDisposable {
 
   /** One connection, until it ends. */
   async #serve(signal: AbortSignal): Promise<void> {
-    const { address, identity, opened, log } = this.#options
+    const { address, identity, log } = this.#options
     const connection = await StreamConnection.open(address, identity, {
       chunk: (digest, stored) => this.#arrived(digest, stored),
       chunkFailed: (digest, reason) => this.#refused(digest, reason),
@@ -241,8 +272,10 @@ export class ChunkFetcher implements AsyncDisposable {
     }, signal)
     try {
       this.#window.restart()
-      opened(await connection.openDisk(this.#disk))
+      const info = await connection.openDisk(this.#disk)
       signal.throwIfAborted()
+      this.#info = info
+      for (const heard of this.#openedWaiters.splice(0)) heard(info)
       log.info({ url: address.url.origin }, 'connected')
       this.#connection = connection
       this.#past.connections++
@@ -252,6 +285,7 @@ export class ChunkFetcher implements AsyncDisposable {
       this.#toAsk = [[], [], []]
       for (const [level, digests] of again.entries()) if (digests.length > 0) connection.get(level as Priority, digests.slice(0, WAITING_DIGESTS_MAX))
       this.#grant(connection)
+      this.#firstEnded.resolve(info)
       throw await connection.ended
     } finally {
       this.#connection = undefined

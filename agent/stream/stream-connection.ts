@@ -3,10 +3,7 @@
  */
 import { sign } from 'node:crypto'
 import type { KeyObject } from 'node:crypto'
-import http from 'node:http'
-import https from 'node:https'
 import type { Socket } from 'node:net'
-import type { TLSSocket } from 'node:tls'
 import { AgentFrame, CHALLENGE_BYTES, CHUNK_HEADER_BYTES, FrameReader, GET_DIGESTS_MAX, STREAM_PATH, STREAM_PROTOCOL, ServerFrame, frame, jsonFrame, signedChallenge } from '@varve/blockserver/stream/frames.ts'
 import type { Priority } from '@varve/blockserver/stream/frames.ts'
 import { CODECS } from '@varve/images/chunk/codec.ts'
@@ -15,20 +12,12 @@ import { DIGEST_BYTES } from '@varve/images/chunk/digest.ts'
 import { CHUNK_BYTES_MAX } from '@varve/images/chunk/limits.ts'
 import { ERROR_CODES, VarveError } from '@varve/images/errors.ts'
 import type { ErrorCode } from '@varve/images/errors.ts'
+import { lost, requestTo } from './server-socket.ts'
+import type { ServerAddress } from './server-socket.ts'
 
-const CONNECT_MS_MAX = 15_000
 /** A server that answers no PING for so long is taken for gone. */
 const SILENCE_MS_MAX = 20_000
 const PING_EVERY_MS = 1000
-
-export interface ServerAddress {
-  /** `http://HOST:PORT` or `https://HOST:PORT`. */
-  url: URL
-  /** PEM: authorities that sign the server's certificate; the system's unless given. */
-  ca?: string
-  /** SHA-256 of the server's certificate (DER), which is then believed whoever signed it. */
-  fingerprint?: Buffer
-}
 
 export interface AgentIdentity {
   agent: string
@@ -107,6 +96,11 @@ export class StreamConnection implements Disposable {
       this.requests++
       this.#write(frame(AgentFrame.GET, Uint8Array.of(priority), ...digests.slice(from, from + GET_DIGESTS_MAX)))
     }
+  }
+
+  /** They are not wanted any more. */
+  cancel(digests: readonly Uint8Array[]): void {
+    this.#write(frame(AgentFrame.CANCEL, ...digests))
   }
 
   /** @param bytes of CHUNK payload in all that the server may have sent on this connection */
@@ -204,39 +198,23 @@ export class StreamConnection implements Disposable {
   }
 }
 
-function upgrade({ url, ca, fingerprint }: ServerAddress, signal: AbortSignal | undefined): Promise<{ socket: Socket; head: Buffer }> {
+async function upgrade(address: ServerAddress, signal: AbortSignal | undefined): Promise<{ socket: Socket; head: Buffer }> {
+  const { origin } = address.url
+  const request = await requestTo(address, STREAM_PATH, { headers: { connection: 'Upgrade', upgrade: STREAM_PROTOCOL } }, signal)
   return new Promise((resolve, reject) => {
-    const isSecure = url.protocol === 'https:'
-    const lost = (cause: Error): void => reject(new VarveError('CONNECTION_LOST', `${url.origin} cannot be reached: ${cause.message}`, { cause }))
-    const request = (isSecure ? https : http).request(new URL(STREAM_PATH, url), {
-      headers: { connection: 'Upgrade', upgrade: STREAM_PROTOCOL },
-      agent: false,
-      timeout: CONNECT_MS_MAX,
-      signal,
-      ...(isSecure ? { ca, rejectUnauthorized: fingerprint === undefined } : {}),
-    })
     request.once('upgrade', (_response, socket: Socket, head) => {
       socket.setTimeout(0)
-      if (fingerprint !== undefined && !certificateIs(socket as TLSSocket, fingerprint)) {
-        socket.destroy()
-        reject(new VarveError('CREDENTIALS_INVALID', `${url.origin} has another certificate than the one that it was said to have`))
-      } else resolve({ socket, head })
+      resolve({ socket, head })
     })
     request.once('response', (response) => {
       response.resume()
       request.destroy()
-      reject(new VarveError('PROTOCOL_INVALID', `${url.origin} does not stream: it answers ${response.statusCode}`))
+      reject(new VarveError('PROTOCOL_INVALID', `${origin} does not stream: it answers ${response.statusCode}`))
     })
-    request.once('timeout', () => request.destroy(new Error(`no answer within ${CONNECT_MS_MAX} ms`)))
-    request.once('error', lost)
+    request.once('timeout', () => request.destroy(new Error('no answer in time')))
+    request.once('error', (cause) => reject(lost(address.url, cause)))
     request.end()
   })
-}
-
-/** Asked before anything is sent that is secret: AUTH says nothing that another could use. */
-export function certificateIs(socket: TLSSocket, fingerprint: Buffer): boolean {
-  const { fingerprint256 } = socket.getPeerCertificate()
-  return typeof fingerprint256 === 'string' && Buffer.from(fingerprint256.replaceAll(':', ''), 'hex').equals(fingerprint)
 }
 
 function parse(payload: Buffer): Record<string, unknown> {

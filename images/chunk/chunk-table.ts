@@ -114,6 +114,15 @@ export class ChunkTable {
     return -1
   }
 
+  /** As `find`, whatever the chunk's length is. */
+  findAny(words: Uint32Array, chunk: number): number {
+    if (this.#count === this.#bytes.length) this.#grow()
+    const from = chunk * DIGEST_WORDS
+    const end = this.#count * DIGEST_WORDS
+    for (let word = 0; word < DIGEST_WORDS; word++) this.#words[end + word] = words[from + word]
+    return this.#slots[this.#find(this.#count)] - 1
+  }
+
   /** Number of the chunk whose digest stands behind the last one: that place is kept for it if it is new. */
   #number(bytes: number): number {
     const slot = this.#find(this.#count)

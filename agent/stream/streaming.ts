@@ -1,0 +1,363 @@
+/**
+ * Streaming: a disk comes to a target while it is used: the boot set first, what a guest misses before everything, then the rest, until the target
+ * is a plain disk. What happens to a target that was begun is in the target: nothing else is needed to go on.
+ */
+import { setTimeout as sleep } from 'node:timers/promises'
+import { pino } from 'pino'
+import type { Logger } from 'pino'
+import type { MetaContext, ServedExport, StatusRun } from '@varve/blockserver/nbd/export.ts'
+import { NbdServer } from '@varve/blockserver/nbd/server.ts'
+import { Priority } from '@varve/blockserver/stream/frames.ts'
+import { BlockMap } from '@varve/images/blockmap/block-map.ts'
+import { decodeChunkList } from '@varve/images/chunk/chunk-list.ts'
+import { ChunkTable, digestWords } from '@varve/images/chunk/chunk-table.ts'
+import { DIGEST_BYTES } from '@varve/images/chunk/digest.ts'
+import { isVarveError, VarveError } from '@varve/images/errors.ts'
+import { ChunkFetcher } from './chunk-fetcher.ts'
+import type { FetcherFigures } from './chunk-fetcher.ts'
+import { fetchObject } from './remote-object.ts'
+import type { ServerAddress } from './server-socket.ts'
+import type { AgentIdentity, StreamedDiskInfo } from './stream-connection.ts'
+import { Seeds } from './seeds.ts'
+import type { SeedReport } from './seeds.ts'
+import { StreamedDisk } from './streamed-disk.ts'
+import { BLOCK_BYTES, Target } from './target.ts'
+
+/** A guest's read waits so long for the server, then fails. */
+export const MISS_MS_MAX = 60_000
+/** Chunks of one request of the fill, and requests that are under way. */
+const FILL_CHUNKS = 512
+const FILL_REQUESTS = 2
+/** What was filled is made durable after so many bytes. */
+const DURABLE_EVERY_BYTES = 64 << 20
+/** Blocks of zeroes that are made at a time, before others have their turn. */
+const ZERO_BLOCKS = 4096
+const RETRY_MS = 5000
+
+export interface StreamingOptions {
+  target: Target
+  fetcher: ChunkFetcher
+  /** Name of the export. */
+  cvd: string
+  /** Where the disk is served: `HOST:PORT`, `unix:PATH`. */
+  nbd: readonly string[]
+  missMsMax?: number
+  /** Directories, disk images and devices of this machine that may hold parts of the disk. */
+  seeds?: readonly string[]
+  log?: Logger
+}
+
+export type StreamPhase = 'boot set' | 'fill' | 'verify' | 'complete' | 'failed'
+
+export interface StreamStatus {
+  cvd: string
+  target: string
+  nbd: readonly string[]
+  phase: StreamPhase
+  /** Why it failed. */
+  error: string | null
+  diskBytes: number
+  presentBytes: number
+  /** Of chunks, without what is zero. */
+  dataBytes: number
+  lackingBytes: number
+  bootChunks: number
+  bootChunksPresent: number
+  verifiedBytes: number
+  unverifiableBytes: number
+  etaSeconds: number | null
+  seeds: SeedReport
+  server: FetcherFigures
+}
+
+export interface BeginOptions {
+  /** As the server knows it: `CVD` or `CVD@SNAPSHOT`. */
+  cvd: string
+  path: string
+  server: ServerAddress
+  identity: AgentIdentity
+  overwrite: boolean
+  log: Logger
+  signal?: AbortSignal
+}
+
+/** What a target keeps, so that whoever opens it can go on. */
+export interface StreamNote {
+  cvd: string
+  /** What is opened on the server: of a snapshot, if it is one. */
+  open: string
+  url: string
+  ca?: string
+  /** Hexadecimal. */
+  fingerprint?: string
+  agent: string
+  /** PEM. */
+  privateKey: string
+}
+
+/** Begins a target with what the server says of the disk. @throws VarveError as the server says; TARGET_INVALID, CONNECTION_LOST */
+export async function beginTarget({ cvd, path, server, identity, overwrite, log, signal }: BeginOptions): Promise<{ target: Target; fetcher: ChunkFetcher; info: StreamedDiskInfo }> {
+  const fetcher = new ChunkFetcher({ address: server, identity, disk: cvd, log })
+  try {
+    const info = await fetcher.first
+    const map = BlockMap.decode(await fetchObject(fetcher, Buffer.from(info.map, 'hex'), signal))
+    if (map.sizeBytes !== info.sizeBytes || map.partial) throw new VarveError('PROTOCOL_INVALID', `the server's block map is of ${map.sizeBytes} bytes, not ${info.sizeBytes}`)
+    const open = info.snapshot ?? cvd
+    fetcher.disk = open
+    const note: StreamNote = {
+      cvd, open, url: server.url.href, ca: server.ca, fingerprint: server.fingerprint?.toString('hex'),
+      agent: identity.agent, privateKey: identity.privateKey.export({ type: 'pkcs8', format: 'pem' }) as string,
+    }
+    return { target: await Target.create({ path, map, note, overwrite }), fetcher, info }
+  } catch (error) {
+    await fetcher[Symbol.asyncDispose]()
+    throw error
+  }
+}
+
+export class Streaming implements AsyncDisposable {
+  readonly #target: Target
+  readonly #fetcher: ChunkFetcher
+  readonly #disk: StreamedDisk
+  readonly #nbd: NbdServer
+  readonly #cvd: string
+  readonly #log: Logger
+  readonly #stop = new AbortController()
+  readonly #filling: Promise<void>
+  readonly #chunkOf: ChunkTable
+  readonly #seeds: Seeds
+  readonly #seeding: Promise<void>
+  #phase: StreamPhase = 'boot set'
+  #error: string | null = null
+  #bootSet: number[] = []
+  #verified = { verifiedBytes: 0, unverifiableBytes: 0 }
+  #filledBytes = 0
+  #durable: Promise<void> | undefined
+  /** Resolves when the target is complete and verified, or cannot be so. */
+  readonly ended: Promise<StreamStatus>
+
+  /** Serves the disk, and fills it. Target and fetcher are its own from now on. @throws VarveError ADDRESS_INVALID */
+  static async start(options: StreamingOptions): Promise<Streaming> {
+    const { target, fetcher, cvd, nbd, missMsMax = MISS_MS_MAX, seeds = [], log = pino({ level: 'silent' }) } = options
+    const { map } = target
+    const disk: StreamedDisk = new StreamedDisk({
+      target,
+      want: (chunks) => fetcher.want(chunks.map((chunk) => map.chunkDigest(chunk)), (index, content) => disk.install(chunks[index], content), { priority: Priority.MISS, msMax: missMsMax }),
+    })
+    const served: Omit<ServedExport, 'release'> = { name: cvd, description: `${cvd}, as it comes to ${target.path}`, device: disk, contexts: [residentContext(disk)] }
+    try {
+      const server = await NbdServer.listen(nbd, {
+        log,
+        provider: {
+          list: () => Promise.resolve([{ name: cvd, description: served.description }]),
+          canonicalName: (name) => {
+            if (name === '' || name === cvd) return cvd
+            throw new VarveError('EXPORT_NOT_FOUND', `there is no export ${JSON.stringify(name)}`)
+          },
+          open: () => Promise.resolve({ ...served, release: () => Promise.resolve() }),
+        },
+      })
+      return new Streaming({ target, fetcher, disk, server, cvd, seeds, log })
+    } catch (error) {
+      await fetcher[Symbol.asyncDispose]()
+      await target[Symbol.asyncDispose]()
+      throw error
+    }
+  }
+
+  private constructor({ target, fetcher, disk, server, cvd, seeds, log }: { target: Target; fetcher: ChunkFetcher; disk: StreamedDisk; server: NbdServer; cvd: string; seeds: readonly string[]; log: Logger }) {
+    this.#target = target
+    this.#fetcher = fetcher
+    this.#disk = disk
+    this.#nbd = server
+    this.#cvd = cvd
+    this.#log = log
+    this.#chunkOf = new ChunkTable(target.map.chunkCount)
+    const words = digestWords(target.map.chunkDigests)
+    for (let chunk = 0; chunk < target.map.chunkCount; chunk++) this.#chunkOf.addFrom(words, chunk, target.map.chunkBytes[chunk])
+    this.#seeds = new Seeds(disk, { chunkOf: this.#chunkOf, supplied: (chunk, content) => fetcher.supply(target.map.chunkDigest(chunk), content), signal: this.#stop.signal })
+    this.#seeding = this.#takeSeeds(seeds)
+    this.#filling = this.#fill().catch((error: unknown) => {
+      if (this.#stop.signal.aborted) return
+      this.#phase = 'failed'
+      this.#error = (error as Error).message
+      log.error({ err: error }, 'the disk cannot be completed')
+    })
+    this.ended = this.#filling.then(() => this.status())
+  }
+
+  get nbdAddresses(): readonly string[] {
+    return this.#nbd.addresses
+  }
+
+  /** That use the disk now. */
+  async connections(): Promise<number> {
+    return (await this.#nbd.metrics()).connectionsOpen
+  }
+
+  status(): StreamStatus {
+    const { map } = this.#target
+    const lackingBytes = (this.#target.blockCount - this.#target.presentBlocks) * BLOCK_BYTES
+    const server = this.#fetcher.figures
+    const isMoving = server.lineBytesPerSecond > 0 && server.connected
+    return {
+      cvd: this.#cvd,
+      target: this.#target.path,
+      nbd: this.nbdAddresses,
+      phase: this.#phase,
+      error: this.#error,
+      diskBytes: map.sizeBytes,
+      presentBytes: this.#target.presentBlocks * BLOCK_BYTES,
+      dataBytes: map.dataBytes,
+      lackingBytes,
+      bootChunks: this.#bootSet.length,
+      bootChunksPresent: this.#bootSet.filter((chunk) => !this.#disk.needs(chunk)).length,
+      ...this.#verified,
+      etaSeconds: lackingBytes === 0 ? 0 : isMoving && this.#filledBytes > 0 ? Math.round(lackingBytes / (server.lineBytesPerSecond * (this.#filledBytes / server.receivedBytes))) : null,
+      seeds: this.#seeds.report,
+      server,
+    }
+  }
+
+  /** Stops serving and filling, and makes everything durable; a complete target is a plain disk then. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#nbd.close()
+    this.#stop.abort(new VarveError('CONNECTION_LOST', 'the agent has stopped'))
+    await this.#fetcher[Symbol.asyncDispose]()
+    await this.#filling
+    await this.#seeding
+    await this.#durable
+    await this.#target[Symbol.asyncDispose]()
+  }
+
+  async #takeSeeds(seeds: readonly string[]): Promise<void> {
+    for (const seed of seeds) {
+      try {
+        await this.#seeds.take(seed)
+      } catch (error) {
+        if (this.#stop.signal.aborted) return
+        this.#log.warn({ err: error, seed }, 'a seed cannot be used')
+      }
+    }
+  }
+
+  async #fill(): Promise<void> {
+    const { signal } = this.#stop
+    const target = this.#target
+    for (let round = 0; ; round++) {
+      if (round > 0) await sleep(RETRY_MS, undefined, { signal })
+      if (!target.isComplete) await this.#fillOnce()
+      if (!target.isComplete) continue
+      this.#phase = 'verify'
+      await this.#disk.settleSuspects(signal)
+      this.#verified = { verifiedBytes: 0, unverifiableBytes: 0 }
+      const { wrongBytes, ...verified } = await this.#disk.verify({ signal, report: (bytes) => { this.#verified.verifiedBytes += bytes } })
+      this.#verified = verified
+      if (wrongBytes > 0) this.#log.warn({ wrongBytes }, 'the target has lost what it was given; it comes again')
+      if (target.isComplete) break
+    }
+    await target.complete()
+    this.#phase = 'complete'
+    this.#log.info({ ...this.#verified }, 'complete')
+  }
+
+  async #fillOnce(): Promise<void> {
+    this.#phase = 'boot set'
+    const { bootSet, order } = await this.#lists()
+    this.#bootSet = bootSet
+    await this.#fetchAll(bootSet, { priority: Priority.BOOT, chunksAtOnce: 16_384 })
+    this.#phase = 'fill'
+    await Promise.all([this.#makeZeroes(), this.#fetchRest(order)])
+  }
+
+  async #fetchRest(order: readonly number[]): Promise<void> {
+    await this.#fetchAll(order, { priority: Priority.FILL, chunksAtOnce: FILL_CHUNKS })
+    await this.#fetchAll(Array.from({ length: this.#target.map.chunkCount }, (_, chunk) => chunk), { priority: Priority.FILL, chunksAtOnce: FILL_CHUNKS })
+  }
+
+  /** Boot set and order, as the server has them now, as numbers of chunks of this disk. */
+  async #lists(): Promise<{ bootSet: number[]; order: number[] }> {
+    const info = await this.#fetcher.opened(this.#stop.signal)
+    const [bootSet, order] = await Promise.all([info.bootSet, info.order].map((digest) => this.#list(digest)))
+    return { bootSet, order }
+  }
+
+  async #list(digest: string | null): Promise<number[]> {
+    if (digest === null) return []
+    try {
+      const digests = decodeChunkList(await fetchObject(this.#fetcher, Buffer.from(digest, 'hex'), this.#stop.signal))
+      const words = digestWords(digests)
+      const chunks: number[] = []
+      for (let index = 0; index < digests.length / DIGEST_BYTES; index++) {
+        const chunk = this.#chunkOf.findAny(words, index)
+        if (chunk >= 0) chunks.push(chunk)
+      }
+      return chunks
+    } catch (error) {
+      this.#stop.signal.throwIfAborted()
+      // It comes in another order then.
+      this.#log.warn({ err: error }, 'a list of chunks cannot be used')
+      return []
+    }
+  }
+
+  /** Fetches what of `chunks` the disk lacks, in their order; what the server does not give is left for the next round. */
+  async #fetchAll(chunks: readonly number[], { priority, chunksAtOnce }: { priority: Priority; chunksAtOnce: number }): Promise<void> {
+    const underWay = new Set<Promise<void>>()
+    const { map } = this.#target
+    for (let at = 0; at < chunks.length;) {
+      const batch: number[] = []
+      for (; at < chunks.length && batch.length < chunksAtOnce; at++) if (this.#disk.needs(chunks[at])) batch.push(chunks[at])
+      if (batch.length === 0) break
+      const request: Promise<void> = this.#fetcher.want(batch.map((chunk) => map.chunkDigest(chunk)), (index, content) => this.#install(batch[index], content), { priority, signal: this.#stop.signal })
+        .catch((error: unknown) => {
+          this.#stop.signal.throwIfAborted()
+          if (!isVarveError(error, 'CHUNK_MISSING', 'CHUNK_CORRUPT')) throw error
+          this.#log.warn({ err: error }, 'some chunks did not come')
+        })
+        .finally(() => underWay.delete(request))
+      underWay.add(request)
+      if (underWay.size >= FILL_REQUESTS) await Promise.race(underWay)
+    }
+    await Promise.all(underWay)
+  }
+
+  #install(chunk: number, content: Uint8Array): void {
+    this.#disk.install(chunk, content)
+    const before = this.#filledBytes
+    this.#filledBytes += content.length
+    // So that no flush of the guest has to wait for all of it at once.
+    if (Math.floor(before / DURABLE_EVERY_BYTES) === Math.floor(this.#filledBytes / DURABLE_EVERY_BYTES) || this.#durable !== undefined) return
+    this.#durable = this.#target.flush({ all: true }).catch(() => {}).finally(() => { this.#durable = undefined })
+  }
+
+  async #makeZeroes(): Promise<void> {
+    const { blockCount } = this.#target
+    for (let block = 0; block < blockCount; block += ZERO_BLOCKS) {
+      this.#disk.installZeroes(block, Math.min(blockCount, block + ZERO_BLOCKS))
+      await new Promise<void>((resolve) => setImmediate(resolve))
+      this.#stop.signal.throwIfAborted()
+    }
+  }
+}
+
+/** `varve:resident`: bit 0 of what is there and needs no server. */
+function residentContext(disk: StreamedDisk): MetaContext {
+  return {
+    name: 'varve:resident',
+    extents: (offset, length, most) => {
+      const runs: StatusRun[] = []
+      const end = offset + length
+      for (let at = offset; at < end;) {
+        const flags = disk.isResident(Math.floor(at / BLOCK_BYTES)) ? 1 : 0
+        const stop = Math.min(end, (Math.floor(at / BLOCK_BYTES) + 1) * BLOCK_BYTES)
+        const last = runs.at(-1)
+        if (last?.flags === flags) last.length += stop - at
+        else if (runs.length === most) break
+        else runs.push({ length: stop - at, flags })
+        at = stop
+      }
+      return runs
+    },
+  }
+}

@@ -1,0 +1,233 @@
+/**
+ * `varve agent stream` and `varve agent status`: the endpoint's side of streaming.
+ */
+import { createPrivateKey, X509Certificate } from 'node:crypto'
+import { mkdirSync, readdirSync, readFileSync, realpathSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import os from 'node:os'
+import path from 'node:path'
+import { type Command, InvalidArgumentError, Option } from 'commander'
+import { enrol, fingerprintOf, makeAgentKey } from '@varve/agent/stream/enrol.ts'
+import { ChunkFetcher } from '@varve/agent/stream/chunk-fetcher.ts'
+import { parseServerUrl } from '@varve/agent/stream/server-socket.ts'
+import type { ServerAddress } from '@varve/agent/stream/server-socket.ts'
+import type { AgentIdentity } from '@varve/agent/stream/stream-connection.ts'
+import { beginTarget, MISS_MS_MAX, Streaming } from '@varve/agent/stream/streaming.ts'
+import type { StreamNote, StreamStatus } from '@varve/agent/stream/streaming.ts'
+import { Target } from '@varve/agent/stream/target.ts'
+import { controlRequest } from '@varve/blockserver/control/client.ts'
+import { ControlServer } from '@varve/blockserver/control/server.ts'
+import { openLog } from '@varve/blockserver/log.ts'
+import { digestOf, digestToHex } from '@varve/images/chunk/digest.ts'
+import { VarveError } from '@varve/images/errors.ts'
+import type { Logger } from 'pino'
+import { action } from '../invocation.ts'
+import type { Invocation } from '../invocation.ts'
+import { Notifier } from '../service/notifier.ts'
+import { LOG_LEVELS } from '../service/settings.ts'
+import { formatBytes, formatDuration } from '../terminal.ts'
+
+const NBD_DEFAULT = '127.0.0.1:10809'
+/** A complete disk that nobody uses needs no agent: asked this often. */
+const LET_GO_MS = 1000
+const PROGRESS_MS = 250
+const MISS_MS_LONGEST = 24 * 3600 * 1000
+
+interface StreamOptions {
+  to: string
+  nbd: string[]
+  from?: string
+  token?: string
+  identity?: string
+  ca?: string
+  overwrite?: boolean
+  seed: string[]
+  missMs: number
+  logLevel: (typeof LOG_LEVELS)[number]
+}
+
+export function addAgentStreamCommands(agent: Command): void {
+  agent.command('stream').argument('<cvd>', 'CVD or CVD@SNAPSHOT of the server').description('stream a CVD to a disk of this machine, and serve it meanwhile; ends when the disk is complete and nobody uses it')
+    .requiredOption('--to <path>', 'file or block device that becomes the disk')
+    .option('--nbd <address...>', `where the disk is served: HOST:PORT or unix:PATH (default: ${NBD_DEFAULT})`, [])
+    .option('--from <url>', 'the server: http://HOST:PORT or https://HOST:PORT; a target that was begun knows it')
+    .option('--token <token>', 'makes this machine known to the server; needed once')
+    .option('--identity <file>', 'where this machine keeps its key (default: in the state directory of the user)')
+    .option('--ca <file>', 'PEM: who signs the certificate of the server')
+    .option('--seed <path...>', 'directory, disk image or device of this machine that may hold parts of the disk', [])
+    .option('--overwrite', 'give up what the target holds')
+    .addOption(new Option('--miss-ms <milliseconds>', 'how long a read waits for the server before it fails').argParser(milliseconds).default(MISS_MS_MAX))
+    .addOption(new Option('--log-level <level>', 'how much is logged').choices(LOG_LEVELS).default('warn'))
+    .action(action(async (invocation, cvd: string, options: StreamOptions) => {
+      const log = openLog(options.logLevel)
+      using notifier = new Notifier(log)
+      await using streaming = await open(cvd, options, invocation, log)
+      await using _control = await listenForStatus(streaming, options.to, log)
+      const { target, diskBytes, presentBytes } = streaming.status()
+      const summary = `streaming ${cvd} to ${target}, served on ${streaming.nbdAddresses.join(', ')}`
+      invocation.result({ cvd, target, nbd: streaming.nbdAddresses, diskBytes, presentBytes, pid: process.pid }, summary)
+      notifier.ready(summary)
+      await untilItCanGo(streaming, invocation)
+      notifier.stopping('making everything durable')
+    }))
+
+  agent.command('status').argument('[target]').description('what the agents of this machine stream, or one of them').action(action(async (invocation, target: string | undefined) => {
+    const sockets = target === undefined ? statusSockets() : [statusSocket(target)]
+    const answers = (await Promise.all(sockets.map((socket) => controlRequest(socket, 'status', {})))).filter((answer) => answer !== undefined) as unknown as (StreamStatus & { pid: number })[]
+    if (target !== undefined && answers.length === 0) throw new VarveError('NOT_FOUND', `no agent streams to ${target}`)
+    invocation.result(target === undefined ? answers : answers[0], answers.map(statusText).join('\n'))
+  }))
+}
+
+function milliseconds(text: string): number {
+  const value = Number(text)
+  if (!Number.isInteger(value) || value < 1 || value > MISS_MS_LONGEST) throw new InvalidArgumentError(`a whole number from 1 to ${MISS_MS_LONGEST}`)
+  return value
+}
+
+async function open(cvd: string, options: StreamOptions, invocation: Invocation, log: Logger): Promise<Streaming> {
+  const nbd = options.nbd.length > 0 ? options.nbd : [NBD_DEFAULT]
+  const { target, fetcher } = await openTarget(cvd, options, invocation, log)
+  return Streaming.start({ target, fetcher, cvd, nbd, missMsMax: options.missMs, seeds: options.seed, log })
+}
+
+async function openTarget(cvd: string, options: StreamOptions, invocation: Invocation, log: Logger): Promise<{ target: Target; fetcher: ChunkFetcher }> {
+  const found = options.overwrite ? undefined : await Target.open(options.to)
+  if (found === 'complete') throw new VarveError('ALREADY_EXISTS', `${options.to} is complete: it is a plain disk, and needs no agent; --overwrite gives it up`)
+  if (found === undefined) {
+    const { server, identity } = await identify(options, invocation)
+    return beginTarget({ cvd, path: options.to, server, identity, overwrite: options.overwrite === true, log, signal: invocation.signal })
+  }
+  try {
+    const note = found.note as Partial<StreamNote>
+    if (note.cvd !== undefined && note.cvd !== cvd) throw new VarveError('TARGET_INVALID', `${options.to} was begun for ${note.cvd}; --overwrite gives up what it holds`)
+    const address = serverOf(options, note)
+    const identity = note.agent !== undefined && note.privateKey !== undefined && options.token === undefined ? { agent: note.agent, privateKey: createPrivateKey(note.privateKey) } : (await identify(options, invocation)).identity
+    return { target: found, fetcher: new ChunkFetcher({ address, identity, disk: note.open ?? cvd, log }) }
+  } catch (error) {
+    await found[Symbol.asyncDispose]()
+    throw error
+  }
+}
+
+/** @throws VarveError ADDRESS_INVALID, CREDENTIALS_INVALID, TOKEN_INVALID */
+function serverOf({ from, ca, token }: StreamOptions, note: Partial<StreamNote> = {}): ServerAddress {
+  const text = from ?? note.url
+  if (text === undefined) throw new VarveError('ADDRESS_INVALID', 'no server is known; name it with --from')
+  const fingerprint = (token === undefined ? undefined : fingerprintOf(token)) ?? (note.fingerprint === undefined ? undefined : Buffer.from(note.fingerprint, 'hex'))
+  return { url: parseServerUrl(text), ca: ca === undefined ? note.ca : readCertificates(ca), fingerprint }
+}
+
+function readCertificates(file: string): string {
+  try {
+    const pem = readFileSync(file, 'utf8')
+    new X509Certificate(pem)
+    return pem
+  } catch (cause) {
+    throw new VarveError('CREDENTIALS_INVALID', `${file} cannot be read as a certificate: ${(cause as Error).message}`, { cause })
+  }
+}
+
+/** Who this machine is: as it was made known before, or is now by a token. */
+async function identify(options: StreamOptions, { signal }: Invocation): Promise<{ server: ServerAddress; identity: AgentIdentity }> {
+  const file = options.identity ?? path.join(process.env.XDG_STATE_HOME ?? path.join(os.homedir(), '.local/state'), 'varve/agent.json')
+  const known = readIdentity(file)
+  const server = serverOf(options, { fingerprint: known?.fingerprint })
+  const ofServer = known?.url === server.url.href ? known : undefined
+  if (options.token === undefined) {
+    if (ofServer?.agent === undefined) throw new VarveError('TOKEN_INVALID', `this machine is not known to ${server.url.origin}; varve agent token on the server prints what --token takes`)
+    return { server, identity: { agent: ofServer.agent, privateKey: createPrivateKey(ofServer.privateKey) } }
+  }
+  // The key is kept before it is used: a token is good for it alone.
+  const privateKey = ofServer === undefined ? makeAgentKey() : createPrivateKey(ofServer.privateKey)
+  const kept: KeptIdentity = { url: server.url.href, privateKey: privateKey.export({ type: 'pkcs8', format: 'pem' }) as string, fingerprint: server.fingerprint?.toString('hex'), agent: ofServer?.agent }
+  writeIdentity(file, kept)
+  const agent = await enrol(server, { token: options.token, privateKey, name: os.hostname().replace(/[^A-Za-z0-9._-]/g, '-').replace(/^[^A-Za-z0-9]+/, '').slice(0, 100) || 'agent', signal })
+  writeIdentity(file, { ...kept, agent })
+  return { server, identity: { agent, privateKey } }
+}
+
+interface KeptIdentity {
+  url: string
+  privateKey: string
+  fingerprint?: string
+  /** Unless the server has not answered yet. */
+  agent?: string
+}
+
+function readIdentity(file: string): KeptIdentity | undefined {
+  try {
+    return JSON.parse(readFileSync(file, 'utf8')) as KeptIdentity
+  } catch (cause) {
+    if ((cause as NodeJS.ErrnoException).code === 'ENOENT') return undefined
+    throw new VarveError('CREDENTIALS_INVALID', `the identity of this machine cannot be read from ${file}: ${(cause as Error).message}`, { cause })
+  }
+}
+
+function writeIdentity(file: string, identity: KeptIdentity): void {
+  mkdirSync(path.dirname(file), { recursive: true, mode: 0o700 })
+  writeFileSync(`${file}.new`, JSON.stringify(identity), { mode: 0o600, flush: true })
+  renameSync(`${file}.new`, file)
+}
+
+/** Until the disk is complete and nobody is connected, or the agent is told to end. */
+async function untilItCanGo(streaming: Streaming, invocation: Invocation): Promise<void> {
+  const { signal } = invocation
+  const progress = await invocation.progress('streaming')
+  const timer = setInterval(() => {
+    const { diskBytes, lackingBytes, phase } = streaming.status()
+    progress.update(diskBytes - lackingBytes, diskBytes, phase)
+  }, PROGRESS_MS)
+  try {
+    const told = new Promise<void>((resolve) => {
+      if (signal.aborted) resolve()
+      signal.addEventListener('abort', () => resolve(), { once: true })
+    })
+    const status = await Promise.race([streaming.ended, told])
+    if (status?.phase === 'failed') throw new VarveError('TARGET_FAILED', status.error ?? 'the disk cannot be completed')
+    while (!signal.aborted && (await streaming.connections()) > 0) await Promise.race([new Promise((resolve) => setTimeout(resolve, LET_GO_MS)), told])
+  } finally {
+    clearInterval(timer)
+    progress.stop()
+  }
+}
+
+function statusText({ cvd, target, phase, error, diskBytes, presentBytes, etaSeconds, server }: StreamStatus): string {
+  const eta = etaSeconds === null || etaSeconds === 0 ? '' : `, ${formatDuration(etaSeconds * 1000)} left`
+  const line = server.connected ? `${formatBytes(server.lineBytesPerSecond)}/s` : `not connected: ${server.lastError ?? 'not yet'}`
+  return `${cvd} -> ${target}: ${error ?? phase}, ${formatBytes(presentBytes)} of ${formatBytes(diskBytes)}${eta}, ${line}, ${server.misses} misses`
+}
+
+async function listenForStatus(streaming: Streaming, target: string, log: Logger): Promise<AsyncDisposable> {
+  const socket = statusSocket(target)
+  mkdirSync(path.dirname(socket), { recursive: true, mode: 0o700 })
+  // Whoever has the target's lock may remove what a dead agent left.
+  rmSync(socket, { force: true })
+  const handler = {
+    status: async () => ({ pid: process.pid, ...streaming.status() }),
+    snapshot: () => { throw new VarveError('NOT_FOUND', 'an agent makes no snapshots') },
+  }
+  const server = await ControlServer.listen(socket, { handler, log })
+  return {
+    [Symbol.asyncDispose]: async () => {
+      await server.close()
+      rmSync(socket, { force: true })
+    },
+  }
+}
+
+function statusDirectory(): string {
+  return path.join(process.env.XDG_RUNTIME_DIR ?? (process.getuid?.() === 0 ? '/run' : os.tmpdir()), 'varve-agent')
+}
+
+function statusSocket(target: string): string {
+  return path.join(statusDirectory(), `${digestToHex(digestOf(Buffer.from(realpathSync(target)))).slice(0, 16)}.sock`)
+}
+
+function statusSockets(): string[] {
+  try {
+    return readdirSync(statusDirectory()).filter((name) => name.endsWith('.sock')).map((name) => path.join(statusDirectory(), name))
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return []
+    throw error
+  }
+}
