@@ -247,7 +247,7 @@ export class ChunkFetcher implements AsyncDisposable {
     const { signal } = this.#stop
     let waitMs = RECONNECT_MS_FIRST
     while (!signal.aborted) {
-      const beganMs = performance.now()
+      const chunksBefore = this.#past.chunks
       try {
         await this.#serve(signal)
       } catch (error) {
@@ -256,7 +256,8 @@ export class ChunkFetcher implements AsyncDisposable {
         this.#lastError = (error as Error).message
         this.#options.log.warn({ err: error }, 'no connection to the server')
       }
-      waitMs = performance.now() - beganMs > RECONNECT_MS_MAX ? RECONNECT_MS_FIRST : Math.min(RECONNECT_MS_MAX, waitMs * 2)
+      // A connection that brought something was worth it.
+      waitMs = this.#past.chunks > chunksBefore ? RECONNECT_MS_FIRST : Math.min(RECONNECT_MS_MAX, waitMs * 2)
       // Many agents that lost one server do not come back all at once.
       await sleep(waitMs * (0.5 + Math.random() / 2), undefined, { signal }).catch(() => {})
     }
