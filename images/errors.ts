@@ -41,6 +41,8 @@ export const ERROR_CODES = [
   // streaming
   'TARGET_INVALID',
   'TARGET_FAILED',
+  'TOKEN_INVALID',
+  'AUTH_FAILED',
   'PROTOCOL_INVALID',
   'CONNECTION_LOST',
 ] as const

@@ -15,6 +15,7 @@ const COMMANDS: Record<string, () => Promise<AddCommands>> = {
   compose: async () => (await import('./commands/compose.ts')).addComposeCommand,
   serve: async () => (await import('./commands/serve.ts')).addServeCommand,
   config: async () => (await import('./commands/config.ts')).addConfigCommands,
+  agent: async () => (await import('./commands/agent.ts')).addAgentCommands,
   snapshot: async () => (await import('./commands/snapshot.ts')).addSnapshotCommands,
   gc: storeCommands,
   verify: storeCommands,

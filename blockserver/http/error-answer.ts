@@ -3,7 +3,7 @@
  */
 import type { FastifyError, FastifyInstance } from 'fastify'
 import { Type } from 'typebox'
-import { isVarveError } from '@varve/images/errors.ts'
+import { type ErrorCode, isVarveError } from '@varve/images/errors.ts'
 
 /** For the schemas of routes. */
 export const ErrorAnswer = Type.Object({
@@ -13,12 +13,15 @@ export const ErrorAnswer = Type.Object({
   }),
 }, { description: 'what went wrong' })
 
+/** Of errors that are the client's; all others are 500. */
+const STATUSES: Partial<Record<ErrorCode, number>> = { NOT_FOUND: 404, EXPORT_NOT_FOUND: 404, TOKEN_INVALID: 403, NAME_INVALID: 400, ALREADY_EXISTS: 409 }
+
 export function answerErrors(app: FastifyInstance): void {
   app.setNotFoundHandler((request, reply) => reply.status(404).send({ error: { message: `no such resource: ${request.method} ${request.url.slice(0, 100)}` } }))
   app.setErrorHandler((error: FastifyError, request, reply) => {
     if (isVarveError(error)) {
       const { code, message } = error
-      return reply.status(isVarveError(error, 'NOT_FOUND', 'EXPORT_NOT_FOUND') ? 404 : 500).send({ error: { code, message } })
+      return reply.status(STATUSES[code] ?? 500).send({ error: { code, message } })
     }
     const status = error.statusCode ?? 500
     // What Fastify says of a request that is refused, or was not answered in time.

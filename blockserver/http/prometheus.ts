@@ -4,6 +4,7 @@
 import type { ChunkCacheFigures } from '@varve/images/device/chunk-cache.ts'
 import { LATENCY_BOUNDS_SECONDS, type LatencySnapshot, latencyCount } from '../latency-histogram.ts'
 import type { ServerSnapshot } from '../nbd/metrics.ts'
+import { PRIORITY_NAMES, type StreamFigures } from '../stream/metrics.ts'
 import type { ProcessFigures } from './process-figures.ts'
 
 export const PROMETHEUS_CONTENT_TYPE = 'text/plain; version=0.0.4; charset=utf-8'
@@ -11,12 +12,13 @@ export const PROMETHEUS_CONTENT_TYPE = 'text/plain; version=0.0.4; charset=utf-8
 export interface Figures {
   nbd: ServerSnapshot
   cache: ChunkCacheFigures
+  stream: StreamFigures
   process: ProcessFigures
 }
 
 type Labels = Record<string, string>
 
-export function renderPrometheus({ nbd, cache, process }: Figures): string {
+export function renderPrometheus({ nbd, cache, stream, process }: Figures): string {
   const text = new Exposition()
   const { exports } = nbd
   const commands = exports.flatMap(({ name, commands }) => commands.map((figures) => ({ labels: { export: name, command: figures.command }, ...figures })))
@@ -38,6 +40,16 @@ export function renderPrometheus({ nbd, cache, process }: Figures): string {
   text.counter('varve_chunk_cache_hits_total', 'Chunks that were in memory.', cache.hits)
   text.counter('varve_chunk_cache_misses_total', 'Chunks that had to be read.', cache.misses)
   text.gauge('varve_chunk_cache_max_bytes', 'Memory for chunks.', cache.bytesMax)
+
+  text.gauge('varve_stream_connections', 'Open connections of agents, those in the handshake included.', stream.connections)
+  text.counter('varve_stream_connections_accepted_total', 'Connections accepted.', stream.accepted)
+  text.counter('varve_stream_connections_refused_total', 'Connections refused, since there were too many, or the server was ending.', stream.refused)
+  text.counter('varve_stream_connections_cut_total', 'Connections closed because the agent broke the protocol, or a limit.', stream.cut)
+  text.counter('varve_stream_auth_failures_total', 'Agents that did not prove who they are.', stream.authFailures)
+  text.counters('varve_stream_sent_bytes_total', 'Payload of chunks, as stored, by the priority with which they went.', PRIORITY_NAMES.map((priority, index) => [{ priority }, stream.bytesSent[index]]))
+  text.counters('varve_stream_sent_chunks_total', 'Chunks, by the priority with which they went.', PRIORITY_NAMES.map((priority, index) => [{ priority }, stream.chunksSent[index]]))
+  text.counter('varve_stream_chunk_errors_total', 'Chunks that were asked for and could not be given.', stream.chunkErrors)
+  text.histograms('varve_stream_miss_wait_seconds', 'From when a miss was asked for until it was given to the socket.', [[{}, stream.missWait]])
 
   text.counter('process_cpu_seconds_total', 'User and system time of all threads.', process.cpuSeconds)
   text.gauge('process_resident_memory_bytes', 'Resident memory.', process.residentBytes)

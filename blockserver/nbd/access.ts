@@ -107,6 +107,6 @@ export function clientMatcher(text: string): (client: ClientIdentity) => boolean
 }
 
 /** An IPv4 peer of a socket that listens on IPv6 is an IPv4 peer. */
-function plainAddress(address: string): string {
+export function plainAddress(address: string): string {
   return address.startsWith('::ffff:') && net.isIPv4(address.slice(7)) ? address.slice(7) : address
 }

@@ -47,6 +47,8 @@ export interface TlsMaterial {
 
 export class TlsCredentials {
   readonly material: TlsMaterial
+  /** What `context` is made of. */
+  readonly contextOptions: tls.SecureContextOptions
   readonly context: tls.SecureContext
 
   /** @throws VarveError CREDENTIALS_INVALID */
@@ -68,19 +70,20 @@ export class TlsCredentials {
   constructor(material: TlsMaterial) {
     const { files, certificate, privateKey, ca, sharedKeys } = material
     this.material = material
+    this.contextOptions = {
+      cert: asBuffer(certificate),
+      key: asBuffer(privateKey),
+      ca: asBuffer(ca),
+      ciphers: [...CIPHERS, ...sharedKeys.size === 0 ? [] : PSK_CIPHERS].join(':'),
+      honorCipherOrder: true,
+      minVersion: 'TLSv1.2',
+      // Without a name OpenSSL takes no key where it asks for certificates.
+      sessionIdContext: 'varve',
+      // No session is resumed: that one was would look like a shared key that was proven.
+      secureOptions: constants.SSL_OP_NO_TICKET,
+    }
     try {
-      this.context = tls.createSecureContext({
-        cert: asBuffer(certificate),
-        key: asBuffer(privateKey),
-        ca: asBuffer(ca),
-        ciphers: [...CIPHERS, ...sharedKeys.size === 0 ? [] : PSK_CIPHERS].join(':'),
-        honorCipherOrder: true,
-        minVersion: 'TLSv1.2',
-        // Without a name OpenSSL takes no key where it asks for certificates.
-        sessionIdContext: 'varve',
-        // No session is resumed: that one was would look like a shared key that was proven.
-        secureOptions: constants.SSL_OP_NO_TICKET,
-      })
+      this.context = tls.createSecureContext(this.contextOptions)
     } catch (cause) {
       throw invalid(`TLS certificate ${files.certificateFile ?? '-'}, key ${files.keyFile ?? '-'}, CA ${files.caFile ?? '-'}: ${(cause as Error).message}`, cause)
     }

@@ -11,6 +11,8 @@ export interface CatalogTables {
   snapshot_layers: SnapshotLayerRow
   composed_maps: ComposedMapRow
   objects: ObjectRow
+  agent_tokens: AgentTokenRow
+  agents: AgentRow
 }
 
 export interface LayerNameRow {
@@ -83,4 +85,23 @@ export interface ObjectRow {
   key: string
   digest: string
   created_at_ms: number
+}
+
+export interface AgentTokenRow {
+  hash: string
+  cvds: string | null
+  uses_left: number
+  created_at_ms: number
+  expires_at_ms: number
+}
+
+export interface AgentRow {
+  id: string
+  name: string
+  public_key: string
+  cvds: string | null
+  token_hash: string
+  created_at_ms: number
+  seen_at_ms: number | null
+  revoked_at_ms: number | null
 }

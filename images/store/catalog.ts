@@ -13,6 +13,8 @@ import type { Kysely, Transaction } from 'kysely'
 import { digestToHex } from '../chunk/digest.ts'
 import type { Digest } from '../chunk/digest.ts'
 import { VarveError } from '../errors.ts'
+import { agentOf, findAgent, insertAgent, insertAgentToken, invalidToken, isSeenNews, isTokenGood, setAgentRevoked } from './catalog-agents.ts'
+import type { Agent, AgentTokenInit, Enrolment } from './catalog-agents.ts'
 import { openCatalogDatabase, queryBuilder } from './catalog-database.ts'
 import type { CatalogTables, CvdRow, LayerRow, SnapshotRow } from './catalog-schema.ts'
 import {
@@ -467,6 +469,51 @@ export class Catalog implements AsyncDisposable {
   async object(kind: string, key: string): Promise<Digest | undefined> {
     const row = await (await this.#db()).selectFrom('objects').select('digest').where('kind', '=', kind).where('key', '=', key).executeTakeFirst()
     return row === undefined ? undefined : digestFromHex(row.digest)
+  }
+
+  // Agents
+
+  /** @throws VarveError NOT_FOUND if it names a CVD that does not exist */
+  async addAgentToken(init: AgentTokenInit): Promise<void> {
+    await this.#change((db) => insertAgentToken(db, init))
+  }
+
+  /**
+   * Makes an agent known by its key, and uses the token up that allows it: of two that ask at once with a token that is good once, one is known.
+   * @throws VarveError TOKEN_INVALID, NAME_INVALID, ALREADY_EXISTS
+   */
+  async enrolAgent(enrolment: Enrolment): Promise<Agent> {
+    // A guess costs no write.
+    if (!(await isTokenGood(await this.#db(), enrolment.tokenHash))) throw invalidToken()
+    return this.#change((db) => insertAgent(db, enrolment))
+  }
+
+  /** @throws VarveError NOT_FOUND */
+  async agent(id: string): Promise<Agent> {
+    return findAgent(await this.#db(), id)
+  }
+
+  /** All, the revoked included, by the time at which they became known. */
+  async agents(): Promise<Agent[]> {
+    return (await (await this.#db()).selectFrom('agents').selectAll().orderBy('created_at_ms').orderBy('id').execute()).map(agentOf)
+  }
+
+  /** Its key is refused from now on. @throws VarveError NOT_FOUND */
+  async revokeAgent(id: string): Promise<Agent> {
+    return this.#change((db) => setAgentRevoked(db, id))
+  }
+
+  /** Notes that an agent is there. */
+  async noteAgent(agent: Agent): Promise<void> {
+    if (isSeenNews(agent)) await this.#change((db) => db.updateTable('agents').set({ seen_at_ms: Date.now() }).where('id', '=', agent.id).execute())
+  }
+
+  /** The agent that streams a CVD is the device that it is assigned to. @throws VarveError NOT_FOUND */
+  async assignCvd(name: string, device: string | null): Promise<void> {
+    await this.#change(async (db) => {
+      const row = await findCvd(db, name)
+      if (row.device !== device) await db.updateTable('cvds').set({ device }).where('id', '=', row.id).execute()
+    })
   }
 
   /**

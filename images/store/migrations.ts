@@ -9,6 +9,7 @@ import type { Migration } from 'kysely/migration'
 /** Names sort in the order in which they are applied. */
 export const CATALOG_MIGRATIONS: Record<string, Migration> = {
   '0001-layers-cvds-snapshots': { up: layersCvdsSnapshots },
+  '0002-agents': { up: agents },
 }
 
 /** What PRAGMA user_version is when all are applied. */
@@ -98,4 +99,26 @@ async function layersCvdsSnapshots(db: Kysely<unknown>): Promise<void> {
     .execute()
   await schema.createIndex('cvd_layers_by_layer').on('cvd_layers').columns(['layer_name', 'layer_version']).execute()
   await schema.createIndex('snapshot_layers_by_layer').on('snapshot_layers').columns(['layer_name', 'layer_version']).execute()
+}
+
+async function agents(db: Kysely<unknown>): Promise<void> {
+  await db.schema
+    .createTable('agent_tokens')
+    .addColumn('hash', 'text', (column) => column.primaryKey())
+    .addColumn('cvds', 'text')
+    .addColumn('uses_left', 'integer', (column) => column.notNull())
+    .addColumn('created_at_ms', 'bigint', (column) => column.notNull())
+    .addColumn('expires_at_ms', 'bigint', (column) => column.notNull())
+    .execute()
+  await db.schema
+    .createTable('agents')
+    .addColumn('id', 'text', (column) => column.primaryKey())
+    .addColumn('name', 'text', (column) => column.notNull())
+    .addColumn('public_key', 'text', (column) => column.notNull().unique())
+    .addColumn('cvds', 'text')
+    .addColumn('token_hash', 'text', (column) => column.notNull())
+    .addColumn('created_at_ms', 'bigint', (column) => column.notNull())
+    .addColumn('seen_at_ms', 'bigint')
+    .addColumn('revoked_at_ms', 'bigint')
+    .execute()
 }

@@ -2,18 +2,20 @@
  * PackStore: chunks in append-only pack files of a local directory, found by an index in SQLite.
  * Several processes and threads use one directory at once, each with a PackStore of its own. Bytes and protocols: docs/formats/pack.md.
  */
-import { closeSync, existsSync, mkdirSync, openSync } from 'node:fs'
+import { closeSync, existsSync, mkdirSync, openSync, read } from 'node:fs'
 import { dirname, join, resolve } from 'node:path'
+import { promisify } from 'node:util'
 import { digestOf, digestToHex } from '../chunk/digest.ts'
 import type { Digest } from '../chunk/digest.ts'
 import { decompressInto } from '../chunk/codec.ts'
+import type { Codec } from '../chunk/codec.ts'
 import { CHUNK_BYTES_MAX } from '../chunk/limits.ts'
 import { VarveError } from '../errors.ts'
 import type { ChunkStore, ReadOptions } from './chunk-store.ts'
 import { collect } from './collect.ts'
 import type { CollectOptions, CollectReport, Reachable } from './collect.ts'
 import { Lease, StoreLock } from './lease.ts'
-import { RECORD_HEADER_BYTES, packFileName } from './pack-format.ts'
+import { RECORD_HEADER_BYTES, decodeRecordHeader, packFileName } from './pack-format.ts'
 import { INDEX_FILE, PackIndex, syncDirectory } from './pack-index.ts'
 import type { ChunkPlace } from './pack-index.ts'
 import { readFully } from './pack-scan.ts'
@@ -27,12 +29,25 @@ const OPEN_PACKS_MAX = 64
 /** How often a place is looked up again because its pack has gone: each time a collection has moved the chunk meanwhile. */
 const LOOKUPS_MAX = 5
 
+const readAsync = promisify(read)
+
+/** A chunk as a pack has it: what `payload` decompresses to is for its reader to verify. */
+export interface StoredChunk {
+  codec: Codec
+  /** Bytes of the content. */
+  raw: number
+  payload: Buffer
+}
+
 export class PackStore implements ChunkStore {
   readonly directory: string
   readonly #index: PackIndex
   readonly #lock: StoreLock
   /** Descriptors by pack number, least recently opened first. */
   readonly #descriptors = new Map<number, number>()
+  /** Reads under way, by descriptor. One that is read from is closed by its last reader. */
+  readonly #reads = new Map<number, number>()
+  readonly #unwanted = new Set<number>()
   readonly #payload = Buffer.allocUnsafeSlow(CHUNK_BYTES_MAX)
   #closed = false
 
@@ -77,13 +92,33 @@ export class PackStore implements ChunkStore {
    * @throws VarveError CHUNK_MISSING, CHUNK_CORRUPT, INDEX_INVALID
    */
   get(digest: Digest, { into }: ReadOptions = {}): Uint8Array {
-    for (let lookup = 0; lookup < LOOKUPS_MAX; lookup++) {
-      const place = this.#index.find(digest)
-      if (place === undefined) throw new VarveError('CHUNK_MISSING', `chunk ${digestToHex(digest)} is not in ${this.directory}`)
-      const fd = this.#descriptor(place.pack)
-      if (fd !== undefined) return this.#read(fd, digest, place, into?.length === place.raw ? into : Buffer.allocUnsafeSlow(place.raw))
+    const { fd, place } = this.#open(digest)
+    return this.#read(fd, digest, place, into?.length === place.raw ? into : Buffer.allocUnsafeSlow(place.raw))
+  }
+
+  /**
+   * A chunk as it is stored, for those who send it on. Read in the thread pool, so that a disk that takes its time holds up nobody else.
+   * The record's header is checked, which has the digest; the payload has no checksum of its own.
+   * @throws VarveError CHUNK_MISSING, CHUNK_CORRUPT, INDEX_INVALID
+   */
+  async stored(digest: Digest): Promise<StoredChunk> {
+    const { fd, place } = this.#open(digest)
+    this.#reads.set(fd, (this.#reads.get(fd) ?? 0) + 1)
+    try {
+      const record = Buffer.allocUnsafeSlow(RECORD_HEADER_BYTES + place.stored)
+      for (let done = 0; done < record.length; ) {
+        const { bytesRead } = await readAsync(fd, record, done, record.length - done, place.offset + done)
+        if (bytesRead === 0) throw this.#corrupt(digest, place, `the pack ends after ${done} of ${record.length} bytes`)
+        done += bytesRead
+      }
+      const header = decodeRecordHeader(record, 0)
+      if (header === undefined || header.stored !== place.stored || header.raw !== place.raw || header.codec !== place.codec || Buffer.compare(header.digest, digest) !== 0) {
+        throw this.#corrupt(digest, place, 'there is no record of it')
+      }
+      return { codec: place.codec, raw: place.raw, payload: record.subarray(RECORD_HEADER_BYTES) }
+    } finally {
+      this.#readEnded(fd)
     }
-    throw new VarveError('CHUNK_MISSING', `chunk ${digestToHex(digest)}: its pack is missing from ${this.directory}; run 'varve verify'`)
   }
 
   /** True if `get` would find the chunk; a writer's `has` says whether it stays. */
@@ -125,6 +160,16 @@ export class PackStore implements ChunkStore {
     return verify(this.directory, this.#index, options)
   }
 
+  #open(digest: Digest): { fd: number; place: ChunkPlace } {
+    for (let lookup = 0; lookup < LOOKUPS_MAX; lookup++) {
+      const place = this.#index.find(digest)
+      if (place === undefined) throw new VarveError('CHUNK_MISSING', `chunk ${digestToHex(digest)} is not in ${this.directory}`)
+      const fd = this.#descriptor(place.pack)
+      if (fd !== undefined) return { fd, place }
+    }
+    throw new VarveError('CHUNK_MISSING', `chunk ${digestToHex(digest)}: its pack is missing from ${this.directory}; run 'varve verify'`)
+  }
+
   #read(fd: number, digest: Digest, place: ChunkPlace, into: Uint8Array): Uint8Array {
     try {
       if (place.codec === 'none' && place.stored === place.raw) {
@@ -163,16 +208,30 @@ export class PackStore implements ChunkStore {
     if (this.#descriptors.size >= OPEN_PACKS_MAX) {
       const [oldest, oldestFd] = this.#descriptors.entries().next().value!
       this.#descriptors.delete(oldest)
-      closeSync(oldestFd)
+      this.#close(oldestFd)
     }
     this.#descriptors.set(pack, fd)
     return fd
   }
 
+  #close(fd: number): void {
+    if (this.#reads.has(fd)) this.#unwanted.add(fd)
+    else closeSync(fd)
+  }
+
+  #readEnded(fd: number): void {
+    const others = this.#reads.get(fd)! - 1
+    if (others > 0) this.#reads.set(fd, others)
+    else {
+      this.#reads.delete(fd)
+      if (this.#unwanted.delete(fd)) closeSync(fd)
+    }
+  }
+
   close(): void {
     if (this.#closed) return
     this.#closed = true
-    for (const fd of this.#descriptors.values()) closeSync(fd)
+    for (const fd of this.#descriptors.values()) this.#close(fd)
     this.#descriptors.clear()
     this.#index.close()
     this.#lock[Symbol.dispose]()

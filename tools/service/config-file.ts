@@ -4,10 +4,9 @@
 import { readFileSync, statSync } from 'node:fs'
 import path from 'node:path'
 import { parse, stringify, TomlError } from 'smol-toml'
-import type { AccessRule } from '@varve/blockserver/nbd/access.ts'
 import { isVarveError, VarveError } from '@varve/images/errors.ts'
-import { policyOptions } from './policy-settings.ts'
-import { ACCESS_RULE, contradictions, defaultSettings, kebab, SECTIONS, TOP } from './settings.ts'
+import { httpCredentials, policyOptions } from './policy-settings.ts'
+import { contradictions, defaultSettings, kebab, LISTS, SECTIONS, TOP } from './settings.ts'
 import type { Mistake, Settings } from './settings.ts'
 import { NotAllowed, shown } from './setting-values.ts'
 import type { ValueReader } from './setting-values.ts'
@@ -64,7 +63,9 @@ export function requireSettings(file: string | undefined, overrides: SettingsOve
 
 /** Settings as a configuration file; what is not set is left out. */
 export function formatSettings(settings: Settings): string {
-  return stringify(kebabKeys({ ...settings, access: settings.access.length > 0 ? settings.access : undefined }))
+  const { access, site, rate } = settings
+  const unlessEmpty = <One>(list: One[]) => (list.length > 0 ? list : undefined)
+  return stringify(kebabKeys({ ...settings, access: unlessEmpty(access), site: unlessEmpty(site), rate: unlessEmpty(rate) }))
 }
 
 function readText(file: string, mistakes: string[]): string | undefined {
@@ -92,9 +93,9 @@ class Reading {
   document(document: Record<string, unknown>): void {
     const sections = SECTIONS as unknown as Record<string, Record<string, ValueReader<unknown>>>
     for (const [name, value] of Object.entries(document)) {
-      if (name === 'access') this.#settings.access = this.#rules(value)
+      if (Object.hasOwn(LISTS, name)) this.#list(name as keyof typeof LISTS, value)
       else if (Object.hasOwn(TOP, name)) this.#value(this.#settings, TOP, name, name, value)
-      else if (!Object.hasOwn(sections, name)) this.#mistake(name, `is not known; there are ${[...Object.keys(TOP), ...Object.keys(sections).map((section) => `[${section}]`), '[[access]]'].join(', ')}`)
+      else if (!Object.hasOwn(sections, name)) this.#mistake(name, `is not known; there are ${[...Object.keys(TOP), ...Object.keys(sections).map((section) => `[${section}]`), ...Object.keys(LISTS).map((list) => `[[${list}]]`)].join(', ')}`)
       else if (!isTable(value)) this.#mistake(name, `must be a section: [${name}]`)
       else this.#table(this.#settings[name as 'nbd'], sections[name], name, value)
     }
@@ -109,17 +110,16 @@ class Reading {
     }
   }
 
-  #rules(value: unknown): AccessRule[] {
-    if (!Array.isArray(value) || !value.every(isTable)) {
-      this.#mistake('access', 'must be a list of rules, each under [[access]]')
-      return []
-    }
-    return value.map((table, index) => {
-      const rule: Partial<AccessRule> = { export: '*', client: undefined, identity: undefined }
-      this.#table(rule, ACCESS_RULE, `access[${index}]`, table)
-      if (!Object.hasOwn(table, 'allow')) this.#mistake(`access[${index}].allow`, 'is missing')
-      return rule as AccessRule
-    })
+  #list(name: keyof typeof LISTS, value: unknown): void {
+    if (!Array.isArray(value) || !value.every(isTable)) return this.#mistake(name, `must be a list of tables, each under [[${name}]]`)
+    const { readers, required, others } = LISTS[name]
+    const tables = value.map((table, index) => {
+      const read: object = { ...others }
+      this.#table(read, readers, `${name}[${index}]`, table)
+      for (const key of required) if (!Object.hasOwn(table, kebab(key))) this.#mistake(`${name}[${index}].${kebab(key)}`, 'is missing')
+      return read
+    });
+    (this.#settings as unknown as Record<string, object[]>)[name] = tables
   }
 
   #value(into: object, readers: object, name: string, key: string, value: unknown): void {
@@ -158,6 +158,7 @@ function mistakesOf(settings: Settings): Mistake[] {
 function credentialMistakes(settings: Settings): Mistake[] {
   try {
     policyOptions(settings)
+    httpCredentials(settings)
     return []
   } catch (error) {
     if (!isVarveError(error, 'CREDENTIALS_INVALID')) throw error

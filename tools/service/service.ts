@@ -1,18 +1,21 @@
 /**
- * Service: what `varve serve` runs, from the settings that it is given: exports of a home over NBD, and HTTP beside them.
+ * Service: what `varve serve` runs, from the settings that it is given: exports of a home over NBD, HTTP beside them, and there the streams of agents.
  */
 import type { Logger } from 'pino'
 import type { HttpServer } from '@varve/blockserver/http/server.ts'
 import type { ServiceView } from '@varve/blockserver/http/service-view.ts'
 import type { ExportInfo } from '@varve/blockserver/nbd/export.ts'
 import { NbdServer } from '@varve/blockserver/nbd/server.ts'
+import { StreamServer } from '@varve/blockserver/stream/server.ts'
 import { isVarveError, VarveError } from '@varve/images/errors.ts'
 import { type Home, packsDirectory } from '@varve/images/store/home.ts'
 import { CacheFiller } from '@varve/images/device/cache-filler.ts'
 import { ChunkCache } from '@varve/images/device/chunk-cache.ts'
 import { HomeExports } from '../exports.ts'
 import { exportsOfHome } from '../served-exports.ts'
-import { policyOptions } from './policy-settings.ts'
+import { tokenHash } from '../streaming/agent-token.ts'
+import { HomeStreams } from '../streaming/home-streams.ts'
+import { httpCredentials, policyOptions, streamSettings } from './policy-settings.ts'
 import type { Settings } from './settings.ts'
 
 /** Settings that are what they were at the start until the next start. */
@@ -22,6 +25,7 @@ const FIXED = [
   ['nbd.threads', (settings: Settings) => settings.nbd.threads],
   ['cache.bytes-max', (settings: Settings) => settings.cache.bytesMax],
   ['http.listen', (settings: Settings) => settings.http.listen],
+  ['http.tls', (settings: Settings) => settings.http.tls],
 ] as const
 
 export class Service implements AsyncDisposable {
@@ -29,6 +33,8 @@ export class Service implements AsyncDisposable {
   readonly #exports: HomeExports
   readonly #cache: ChunkCache
   readonly #nbd: NbdServer
+  readonly #home: Home
+  readonly #streams: StreamServer
   readonly #log: Logger
   /** What is closed last. */
   #opened: AsyncDisposable | undefined
@@ -49,18 +55,21 @@ export class Service implements AsyncDisposable {
     const nbd = opened.use(await NbdServer.listen(listen, {
       threads, exports: exportsOfHome(home.directory, cache), threadEnded: (thread) => cache.threadEnded(thread), log, limits: settings.limits, ...policyOptions(settings),
     }))
-    const service = new Service(settings, { exports: new HomeExports(home, log, cache), cache, nbd, log })
+    const service = new Service(settings, { exports: new HomeExports(home, log, cache), cache, nbd, home, log })
+    opened.use(service.#streams)
     await service.#listenHttp()
     service.#opened = opened.move()
     return service
   }
 
-  private constructor(settings: Settings, { exports, cache, nbd, log }: { exports: HomeExports; cache: ChunkCache; nbd: NbdServer; log: Logger }) {
+  private constructor(settings: Settings, { exports, cache, nbd, home, log }: { exports: HomeExports; cache: ChunkCache; nbd: NbdServer; home: Home; log: Logger }) {
     this.#settings = settings
     this.#exports = exports
     this.#cache = cache
     this.#nbd = nbd
+    this.#home = home
     this.#log = log
+    this.#streams = new StreamServer({ source: new HomeStreams(home, log), settings: streamSettings(settings), log })
   }
 
   get nbdAddresses(): readonly string[] {
@@ -79,11 +88,14 @@ export class Service implements AsyncDisposable {
   /** Takes over what can change while serving; connections that are there keep theirs. What cannot is logged. */
   apply(settings: Settings): void {
     const policy = policyOptions(settings)
+    const credentials = httpCredentials(settings)
     for (const [setting, of] of FIXED) {
       if (JSON.stringify(of(settings)) !== JSON.stringify(of(this.#settings))) this.#log.warn({ setting }, 'this setting changes with the next start only')
     }
     this.#log.level = settings.log.level
     this.#nbd.reconfigure({ limits: settings.limits, ...policy })
+    this.#streams.reconfigure(streamSettings(settings))
+    if (credentials !== undefined) this.#http?.reconfigure(credentials)
     this.#settings = settings
   }
 
@@ -91,7 +103,7 @@ export class Service implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     this.#stopping = true
     this.#log.info('stopping')
-    await this.#nbd.close({ drainMs: this.#settings.nbd.drainMsMax })
+    await Promise.all([this.#nbd.close({ drainMs: this.#settings.nbd.drainMsMax }), this.#streams[Symbol.asyncDispose]()])
     await this.#http?.[Symbol.asyncDispose]()
     await this.#opened?.[Symbol.asyncDispose]()
   }
@@ -104,13 +116,18 @@ export class Service implements AsyncDisposable {
       figures: async () => {
         const nbd = await this.#nbd.metrics()
         const { cacheHits: hits = 0, cacheMisses: misses = 0 } = nbd.source
-        return { nbd, cache: { hits, misses, bytesMax: this.#cache.figures.bytesMax } }
+        return { nbd, cache: { hits, misses, bytesMax: this.#cache.figures.bytesMax }, stream: this.#streams.figures() }
+      },
+      enrol: async ({ token, publicKey, name }) => {
+        const { id } = await this.#home.catalog.enrolAgent({ tokenHash: tokenHash(token), publicKey, name })
+        this.#log.info({ agent: id, name }, 'an agent was enrolled')
+        return id
       },
       stopping: () => this.#stopping,
     }
     // Fastify and its schemas take longer to load than all the rest: only for those who want them.
     const { HttpServer: Http } = await import('@varve/blockserver/http/server.ts')
-    this.#http = await Http.listen(listen, { view, log: this.#log }).catch((cause: unknown) => {
+    this.#http = await Http.listen(listen, { view, streams: this.#streams, credentials: httpCredentials(this.#settings), log: this.#log }).catch((cause: unknown) => {
       if (!isVarveError(cause, 'ADDRESS_INVALID')) throw cause
       throw new VarveError('ADDRESS_INVALID', `${cause.message}; --http gives another address for metrics and API, or off`, { cause })
     })

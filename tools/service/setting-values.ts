@@ -4,6 +4,7 @@
 import path from 'node:path'
 import { clientMatcher } from '@varve/blockserver/nbd/access.ts'
 import { STRING_BYTES_MAX, type LimitRange } from '@varve/blockserver/nbd/limits.ts'
+import { parseDayMinute } from '@varve/blockserver/stream/rate-limits.ts'
 import { parseAddress } from '@varve/blockserver/listen-address.ts'
 
 /** @param directory of the configuration file: what relative paths start from */
@@ -89,3 +90,21 @@ export const addresses: ValueReader<string[]> = (value, directory) => {
 
 /** An IP address, a CIDR block, `unix` for clients on unix sockets, or `uid:N` for those of one user. */
 export const client = understoodBy(clientMatcher, 'an IP address, a block like "10.0.0.0/8", "unix" or "uid:N"')
+
+/** Addresses of a site. */
+export const clients: ValueReader<string[]> = (value) => {
+  const isAddress = (one: unknown) => typeof one === 'string' && /^[\d.:a-fA-F/]+$/.test(one)
+  if (Array.isArray(value) && value.length > 0 && value.every(isAddress)) {
+    try {
+      value.forEach((one: string) => clientMatcher(one))
+      return value as string[]
+    } catch {
+      // Said below, in the words of this file.
+    }
+  }
+  throw new NotAllowed('a list of IP addresses and blocks, like ["10.0.0.0/8"]', value)
+}
+
+export const dayTime = understoodBy((text) => {
+  if (parseDayMinute(text) === undefined) throw new RangeError(text)
+}, 'a time of day like "08:30"')

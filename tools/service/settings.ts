@@ -4,11 +4,15 @@
  */
 import os from 'node:os'
 import { type AccessRule, ALLOWANCES } from '@varve/blockserver/nbd/access.ts'
-import { NBD_LIMIT_RANGES, NBD_LIMITS, type NbdLimits } from '@varve/blockserver/nbd/limits.ts'
-import { addresses, addressOrOff, client, flag, oneOf, pathOf, text, type ValueReader, wholeNumber } from './setting-values.ts'
+import { type LimitRange, NBD_LIMIT_RANGES, NBD_LIMITS, type NbdLimits } from '@varve/blockserver/nbd/limits.ts'
+import { STREAM_LIMIT_RANGES, STREAM_LIMITS, type StreamLimits } from '@varve/blockserver/stream/limits.ts'
+import { RATE_OWNERS, type RateRule, type Site } from '@varve/blockserver/stream/rate-limits.ts'
+import { addresses, addressOrOff, clients, dayTime, client, flag, oneOf, pathOf, text, type ValueReader, wholeNumber } from './setting-values.ts'
 
 export const LOG_LEVELS = ['trace', 'debug', 'info', 'warn', 'error'] as const
 export const TLS_MODES = ['off', 'optional', 'required'] as const
+/** Who speaks HTTP speaks it with TLS or without from the first byte. */
+export const HTTP_TLS_MODES = ['off', 'required'] as const
 
 export interface Settings {
   /** undefined: as for every command, `$VARVE_HOME` or `~/.local/share/varve`. */
@@ -29,11 +33,17 @@ export interface Settings {
   http: {
     /** Address, or `off`. */
     listen: string
+    /** By the certificate of `tls`. */
+    tls: (typeof HTTP_TLS_MODES)[number]
   }
   log: { level: (typeof LOG_LEVELS)[number] }
   limits: NbdLimits
+  /** Streams of agents, on the address of HTTP. */
+  stream: StreamLimits
   tls: TlsFiles
   access: AccessRule[]
+  site: Site[]
+  rate: RateRule[]
 }
 
 export interface TlsFiles {
@@ -62,11 +72,14 @@ export function defaultSettings(): Settings {
     home: undefined,
     nbd: { listen: ['127.0.0.1:10809'], threads: os.availableParallelism(), defaultExport: undefined, drainMsMax: 5000 },
     cache: { bytesMax: defaultCacheBytes() },
-    http: { listen: '127.0.0.1:8470' },
+    http: { listen: '127.0.0.1:8470', tls: 'off' },
     log: { level: 'warn' },
     limits: { ...NBD_LIMITS },
+    stream: { ...STREAM_LIMITS },
     tls: { mode: 'off', certificate: undefined, key: undefined, ca: undefined, verifyPeer: false, psk: undefined },
     access: [],
+    site: [],
+    rate: [],
   }
 }
 
@@ -79,20 +92,35 @@ function defaultCacheBytes(): number {
 type Readers<Section> = { readonly [Name in keyof Section]-?: ValueReader<NonNullable<Section[Name]>> }
 
 /** Sections of the file that are tables of values. */
-export const SECTIONS: { readonly [Name in 'nbd' | 'cache' | 'http' | 'log' | 'limits' | 'tls']: Readers<Settings[Name]> } = {
+export const SECTIONS: { readonly [Name in 'nbd' | 'cache' | 'http' | 'log' | 'limits' | 'stream' | 'tls']: Readers<Settings[Name]> } = {
   nbd: { listen: addresses, threads: wholeNumber({ min: 1, max: THREADS_MAX }), defaultExport: text, drainMsMax: wholeNumber({ min: 0, max: DRAIN_MS_LONGEST }) },
   cache: { bytesMax: wholeNumber(CACHE_BYTES_RANGE) },
-  http: { listen: addressOrOff },
+  http: { listen: addressOrOff, tls: oneOf(HTTP_TLS_MODES) },
   log: { level: oneOf(LOG_LEVELS) },
-  limits: Object.fromEntries(Object.entries(NBD_LIMIT_RANGES).map(([name, range]) => [name, wholeNumber(range)])) as unknown as Readers<NbdLimits>,
+  limits: limitReaders(NBD_LIMIT_RANGES),
+  stream: limitReaders(STREAM_LIMIT_RANGES),
   tls: { mode: oneOf(TLS_MODES), certificate: pathOf('a file'), key: pathOf('a file'), ca: pathOf('a file'), verifyPeer: flag, psk: pathOf('a file') },
+}
+
+function limitReaders<Name extends string>(ranges: Readonly<Record<Name, LimitRange>>): Record<Name, ValueReader<number>> {
+  return Object.fromEntries(Object.entries<LimitRange>(ranges).map(([name, range]) => [name, wholeNumber(range)])) as Record<Name, ValueReader<number>>
 }
 
 /** Values outside of sections. */
 export const TOP: Readers<Pick<Settings, 'home'>> = { home: pathOf('a directory') }
 
-/** Each `[[access]]`. */
-export const ACCESS_RULE: Readers<AccessRule> = { export: text, client, identity: text, allow: oneOf(ALLOWANCES) }
+const BITS_PER_SECOND_RANGE = { min: 8000, max: 1e12 }
+
+/** Lists of tables: `[[access]]`, `[[site]]`, `[[rate]]`. Each table has what is required; the others are what they are unless given. */
+export const LISTS: { readonly [Name in 'access' | 'site' | 'rate']: { readers: Readers<Settings[Name][number]>; required: readonly (keyof Settings[Name][number])[]; others: Partial<Settings[Name][number]> } } = {
+  access: { readers: { export: text, client, identity: text, allow: oneOf(ALLOWANCES) }, required: ['allow'], others: { export: '*', client: undefined, identity: undefined } },
+  site: { readers: { name: text, clients }, required: ['name', 'clients'], others: {} },
+  rate: {
+    readers: { per: oneOf(RATE_OWNERS), site: text, from: dayTime, to: dayTime, bitsPerSecondMax: wholeNumber(BITS_PER_SECOND_RANGE) },
+    required: ['per', 'bitsPerSecondMax'],
+    others: { site: undefined, from: undefined, to: undefined },
+  },
+}
 
 export interface Mistake {
   /** As in the file: `tls.key`, `access[1].allow`. */
@@ -102,7 +130,7 @@ export interface Mistake {
 }
 
 /** What each value may be by itself, but not together. */
-export function contradictions({ limits, tls, access }: Settings): Mistake[] {
+export function contradictions({ limits, http, tls, access, site, rate }: Settings): Mistake[] {
   const mistakes: Mistake[] = []
   const needs = (wrong: boolean, key: string, message: string) => {
     if (wrong) mistakes.push({ key, message })
@@ -112,6 +140,12 @@ export function contradictions({ limits, tls, access }: Settings): Mistake[] {
   needs(tls.key !== undefined && tls.certificate === undefined, 'tls.key', 'needs its certificate: tls.certificate')
   needs(tls.verifyPeer && tls.ca === undefined, 'tls.verify-peer', 'needs the authorities that sign certificates of clients: tls.ca')
   needs(tls.mode !== 'off' && tls.certificate === undefined && tls.psk === undefined, 'tls.mode', 'needs tls.certificate and tls.key, or tls.psk')
+  needs(http.tls !== 'off' && tls.certificate === undefined, 'http.tls', 'needs tls.certificate and tls.key')
+  for (const [index, { name }] of site.entries()) needs(site.findIndex((one) => one.name === name) < index, `site[${index}].name`, 'is the name of another site')
+  for (const [index, { site: name, from, to }] of rate.entries()) {
+    needs(name !== undefined && !site.some((one) => one.name === name), `rate[${index}].site`, 'is no name of a [[site]]')
+    needs(from !== undefined && from === to, `rate[${index}].to`, 'is when it begins')
+  }
   for (const [index, { identity }] of access.entries()) needs(identity !== undefined && tls.mode === 'off', `access[${index}].identity`, 'is known by TLS only, and tls.mode is "off"')
   return mistakes
 }

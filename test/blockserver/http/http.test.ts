@@ -11,8 +11,10 @@ import { VarveError } from '@varve/images/errors.ts'
 import { HttpServer } from '@varve/blockserver/http/server.ts'
 import { HTTP_BODY_BYTES_MAX, HTTP_HEADER_BYTES_MAX } from '@varve/blockserver/http/limits.ts'
 import type { ServiceView } from '@varve/blockserver/http/service-view.ts'
+import { StreamServer } from '@varve/blockserver/stream/server.ts'
 import { run, serve, type Serving } from '../nbd/serving.ts'
 import { TestDisk } from '../nbd/test-disk.ts'
+import { MemorySource } from '../stream/memory-source.ts'
 import { parseExposition, valueOf } from './exposition.ts'
 
 const MiB = 1024 * 1024
@@ -21,19 +23,23 @@ const STRANGE = 'a "strange"\\name\nof two lines, x="y"} 1'
 
 async function serveHttp(view: Partial<ServiceView> = {}) {
   const nbd = await serve({ disk: new TestDisk(8 * MiB), [STRANGE]: new TestDisk(MiB) })
+  const streams = new StreamServer({ source: new MemorySource() })
   const server = await HttpServer.listen('127.0.0.1:0', {
     view: {
       exports: async () => [{ name: 'disk', description: 'the disk' }, { name: STRANGE, description: '' }],
-      figures: async () => ({ nbd: await nbd.server.metrics(), cache: { hits: 1, misses: 2, bytesMax: 3 } }),
+      figures: async () => ({ nbd: await nbd.server.metrics(), cache: { hits: 1, misses: 2, bytesMax: 3 }, stream: streams.figures() }),
+      enrol: async ({ name }) => `id of ${name}`,
       stopping: () => false,
       ...view,
     },
+    streams,
   })
   return {
     nbd,
     server,
     get: (resource: string, init?: RequestInit) => fetch(`http://${server.address}${resource}`, init),
     async [Symbol.asyncDispose]() {
+      await streams[Symbol.asyncDispose]()
       await server[Symbol.asyncDispose]()
       await nbd.close()
     },
@@ -81,15 +87,55 @@ test('health is 200 while clients may come, 503 when the server ends', async () 
 
 test('the OpenAPI document describes every route, with each status that it answers', async () => {
   await using serving = await serveHttp()
-  const document = await (await serving.get('/openapi.json')).json() as { openapi: string; paths: Record<string, { get: { summary: string; responses: Record<string, { description: string }> } }> }
+  const document = await (await serving.get('/openapi.json')).json() as { openapi: string; paths: Record<string, Record<string, { summary: string; responses: Record<string, { description: string }> }>> }
   assert.match(document.openapi, /^3\.1\./)
-  assert.deepEqual(Object.keys(document.paths).sort(), ['/healthz', '/metrics', '/v1/exports'])
-  for (const [route, { get }] of Object.entries(document.paths)) {
-    assert.ok(get.summary.length > 0, route)
-    for (const { description } of Object.values(get.responses)) assert.notEqual(description, 'Default Response', route)
-    const { status } = await serving.get(route)
-    assert.ok(String(status) in get.responses, `${route} answers ${status}`)
+  assert.deepEqual(Object.keys(document.paths).sort(), ['/healthz', '/metrics', '/v1/agents', '/v1/exports', '/v1/stream'])
+  for (const [route, methods] of Object.entries(document.paths)) {
+    for (const [method, { summary, responses }] of Object.entries(methods)) {
+      assert.ok(summary.length > 0, route)
+      for (const { description } of Object.values(responses)) assert.notEqual(description, 'Default Response', route)
+      const { status } = await serving.get(route, { method: method.toUpperCase() })
+      assert.ok(String(status) in responses, `${method} ${route} answers ${status}`)
+    }
   }
+})
+
+test('an agent is enrolled with a key that is one, and told why not', async () => {
+  let failure: Error | undefined
+  await using serving = await serveHttp({ enrol: async ({ token, publicKey, name }) => {
+    if (failure !== undefined) throw failure
+    assert.deepEqual([token, [...publicKey]], ['varve1.x.', [...Buffer.alloc(32, 9)]])
+    return `id of ${name}`
+  } })
+  const good = { token: 'varve1.x.', publicKey: Buffer.alloc(32, 9).toString('base64'), name: 'front-desk' }
+  const enrol = async (body: object) => {
+    const answer = await serving.get('/v1/agents', { method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify(body) })
+    return [answer.status, await answer.json()]
+  }
+  assert.deepEqual(await enrol(good), [201, { agent: 'id of front-desk' }])
+  for (const wrong of [{}, { ...good, token: undefined }, { ...good, publicKey: Buffer.alloc(31).toString('base64') }, { ...good, publicKey: `${'A'.repeat(42)}B=` }, { ...good, name: '../x' }, { ...good, name: 'x'.repeat(101) }]) {
+    assert.equal((await enrol(wrong))[0], 400, JSON.stringify(wrong))
+  }
+  for (const [code, status] of [['TOKEN_INVALID', 403], ['NAME_INVALID', 400], ['ALREADY_EXISTS', 409], ['STORE_LOCKED', 500]] as const) {
+    failure = new VarveError(code, 'no')
+    assert.deepEqual(await enrol(good), [status, { error: { code, message: 'no' } }])
+  }
+})
+
+test('who offers an upgrade that is not ours is answered as if it had not, and the stream is for nobody who does not ask for it', async () => {
+  await using serving = await serveHttp()
+  const [host, port] = serving.server.address.split(':')
+  const status = (resource: string, upgrade: string) => new Promise((resolve, reject) => {
+    const request = http.get({ host, port, path: resource, agent: false, headers: { connection: 'Upgrade', upgrade } }, (response) => resolve(response.resume().statusCode))
+    request.once('upgrade', (_response, socket) => {
+      socket.destroy()
+      resolve(101)
+    })
+    request.once('error', reject)
+  })
+  assert.deepEqual([await status('/healthz', 'h2c'), await status('/healthz', 'varve-stream/1'), await status('/v1/stream', 'websocket'), await status('/v1/stream', 'varve-stream/1')], [200, 200, 426, 101])
+  const plain = await serving.get('/v1/stream')
+  assert.deepEqual([plain.status, plain.headers.get('upgrade')], [426, 'varve-stream/1'])
 })
 
 test('errors are JSON with a message; those of Varve keep their code, others are not shown', async () => {
@@ -124,8 +170,15 @@ test('bytes that are no HTTP end their connection, and nobody else\'s', async ()
 /** Its list of exports is more than the kernel holds for a peer that does not read. */
 async function serveLong(nbd: Serving) {
   const exports = Array.from({ length: 20_000 }, (_, index) => ({ name: `disk${index}`, description: 'x'.repeat(100) }))
+  const streams = new StreamServer({ source: new MemorySource() })
   return HttpServer.listen(`unix:${path.join(nbd.directory, 'http.sock')}`, {
-    view: { exports: async () => exports, figures: async () => ({ nbd: await nbd.server.metrics(), cache: { hits: 0, misses: 0, bytesMax: 0 } }), stopping: () => false },
+    view: {
+      exports: async () => exports,
+      figures: async () => ({ nbd: await nbd.server.metrics(), cache: { hits: 0, misses: 0, bytesMax: 0 }, stream: streams.figures() }),
+      enrol: async () => '',
+      stopping: () => false,
+    },
+    streams,
   })
 }
 
@@ -163,6 +216,6 @@ test('the end waits for an answer that is being read, and not for one that nobod
 
 test('an address that is taken, or none, is refused', async () => {
   await using serving = await serveHttp()
-  await assert.rejects(HttpServer.listen(serving.server.address, { view: {} as ServiceView }), { code: 'ADDRESS_INVALID' })
-  await assert.rejects(HttpServer.listen('nonsense', { view: {} as ServiceView }), { code: 'ADDRESS_INVALID' })
+  await assert.rejects(HttpServer.listen(serving.server.address, { view: {} as ServiceView, streams: new StreamServer({ source: new MemorySource() }) }), { code: 'ADDRESS_INVALID' })
+  await assert.rejects(HttpServer.listen('nonsense', { view: {} as ServiceView, streams: new StreamServer({ source: new MemorySource() }) }), { code: 'ADDRESS_INVALID' })
 })

@@ -5,6 +5,7 @@ import { closeSync, copyFileSync, existsSync, openSync, readFileSync, readdirSyn
 import { join } from 'node:path'
 import { describe, it } from 'node:test'
 import { Worker } from 'node:worker_threads'
+import { decompress } from '@varve/images/chunk/codec.ts'
 import { digestOf, digestToHex } from '@varve/images/chunk/digest.ts'
 import type { Digest } from '@varve/images/chunk/digest.ts'
 import { isVarveError } from '@varve/images/errors.ts'
@@ -334,6 +335,45 @@ describe(`PackStore (seed ${seed})`, () => {
     const report = await store.verify({ repair: true })
     assert.deepEqual([report.damageCount, report.chunksDropped], [1, 0])
     assert.ok(content.equals(store.get(digestOf(content))))
+  })
+
+  it('a chunk is given as it is stored, while packs are closed, moved and removed under the reads', async () => {
+    using directory = new TemporaryDirectory()
+    const random = new Random(seed)
+    await using store = PackStore.open(directory.path)
+    const contents = Array.from({ length: 210 }, () => Buffer.concat([random.bytes(random.between(100, 10_000)), Buffer.alloc(10_000)]))
+    // Each commit of another writer is a pack of its own: more than are kept open, so that reading one closes another.
+    const digests: Digest[] = []
+    for (let at = 0; at < contents.length; at += 3) digests.push(...await put(store, contents.slice(at, at + 3), (['none', 'lz4', 'zstd'] as const)[at % 9 / 3]))
+    const isWhole = async (index: number) => {
+      const { codec, raw, payload } = await store.stored(digests[index])
+      assert.ok(contents[index].equals(decompress(codec, payload, raw)))
+      return codec
+    }
+    const codecs = await Promise.all(digests.map((_, index) => isWhole(index)))
+    assert.deepEqual(new Set(codecs), new Set(['none', 'lz4', 'zstd']))
+    const kept = digests.flatMap((_, index) => index % 3 === 0 ? [index] : [])
+    const reads = kept.map(isWhole)
+    assert.equal((await store.collect(() => kept.map((index) => digests[index]))).removed.chunks, 140)
+    await Promise.all([...reads, ...kept.map(isWhole)])
+    await assert.rejects(store.stored(digests[1]), (error) => isVarveError(error, 'CHUNK_MISSING'))
+    // The store may be closed while reads are under way.
+    const last = kept.map(isWhole)
+    store.close()
+    await Promise.all(last)
+  })
+
+  it('a record that is not what the index says is not given as a stored chunk', async () => {
+    using directory = new TemporaryDirectory()
+    await using store = PackStore.open(directory.path)
+    const [digest, second] = await put(store, [Buffer.from('one'), Buffer.from('two')], 'none')
+    const fd = openSync(join(directory.path, packFiles(directory.path)[0]), 'r+')
+    writeSync(fd, 'X', PACK_HEADER_BYTES + 13)
+    await assert.rejects(store.stored(digest), (error) => isVarveError(error, 'CHUNK_CORRUPT'))
+    assert.equal((await store.stored(second)).payload.toString(), 'two')
+    truncateSync(join(directory.path, packFiles(directory.path)[0]), PACK_HEADER_BYTES + 2 * RECORD_HEADER_BYTES)
+    await assert.rejects(store.stored(second), (error) => isVarveError(error, 'CHUNK_CORRUPT'))
+    closeSync(fd)
   })
 
   it('a collection that died between the file of an empty pack and its row leaves no damage', async () => {

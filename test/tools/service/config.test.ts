@@ -6,7 +6,7 @@ import { copyFileSync, readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import test from 'node:test'
 import { formatSettings, loadSettings, requireSettings } from '@varve/tools/service/config-file.ts'
-import { ACCESS_RULE, SECTIONS, TOP, defaultSettings, kebab } from '@varve/tools/service/settings.ts'
+import { LISTS, SECTIONS, TOP, defaultSettings, kebab } from '@varve/tools/service/settings.ts'
 import { Certificates } from '../../blockserver/nbd/certificates.ts'
 import { Random, testSeed } from '../../random.ts'
 import { ScratchDirectory, varve } from '../../varve-command.ts'
@@ -25,6 +25,7 @@ bytes-max = 536_870_912
 
 [http]
 listen = "off"
+tls = "required"
 
 [log]
 level = "info"
@@ -42,6 +43,12 @@ request-bytes-max = 2_097_152
 shared-bytes-max = 1_073_741_824
 own-bytes = 65536
 stalled-ms-max = 3000
+
+[stream]
+connections-max = 50
+connections-per-agent-max = 2
+handshake-ms-max = 4000
+idle-ms-max = 30_000
 
 [tls]
 mode = "required"
@@ -63,6 +70,21 @@ allow = "read-write"
 
 [[access]]
 allow = "deny"
+
+[[site]]
+name = "branch"
+clients = ["10.1.0.0/16", "fd00::/8"]
+
+[[rate]]
+per = "site"
+site = "branch"
+from = "08:00"
+to = "18:30"
+bits-per-second-max = 20_000_000
+
+[[rate]]
+per = "agent"
+bits-per-second-max = 100_000_000
 `
 
 function loadText(scratch: ScratchDirectory, text: string) {
@@ -82,17 +104,23 @@ test('every setting is taken from the file; relative paths start from its direct
     home: '/srv/varve',
     nbd: { listen: ['[::1]:10809', 'unix:/run/varve/nbd.sock'], threads: 3, defaultExport: 'desk', drainMsMax: 10_000 },
     cache: { bytesMax: 512 << 20 },
-    http: { listen: 'off' },
+    http: { listen: 'off', tls: 'required' },
     log: { level: 'info' },
     limits: {
       connectionsMax: 5000, connectionsPerPeerMax: 50, handshakeMsMax: 5000, idleMsMax: 60_000, optionBytesMax: 8192, inFlightRequestsMax: 64, inFlightBytesMax: 33_554_432, unsentBytesMax: 1_048_576,
       requestBytesMax: 2_097_152, sharedBytesMax: 1_073_741_824, ownBytes: 65536, stalledMsMax: 3000,
     },
+    stream: { connectionsMax: 50, connectionsPerAgentMax: 2, handshakeMsMax: 4000, idleMsMax: 30_000 },
     tls: { mode: 'required', certificate: scratch.join('server.pem'), key: scratch.join('server.key'), ca: scratch.join('ca.pem'), verifyPeer: true, psk: scratch.join('keys.psk') },
     access: [
       { export: 'secret-*', client: '10.0.0.0/8', identity: 'backup', allow: 'read-only' },
       { export: '*', client: 'uid:1000', identity: undefined, allow: 'read-write' },
       { export: '*', client: undefined, identity: undefined, allow: 'deny' },
+    ],
+    site: [{ name: 'branch', clients: ['10.1.0.0/16', 'fd00::/8'] }],
+    rate: [
+      { per: 'site', site: 'branch', from: '08:00', to: '18:30', bitsPerSecondMax: 20_000_000 },
+      { per: 'agent', site: undefined, from: undefined, to: undefined, bitsPerSecondMax: 100_000_000 },
     ],
   })
   // What is shown is a file that says the same.
@@ -105,14 +133,14 @@ const MISTAKES: [name: string, text: string, ...expected: string[]][] = [
   ['no TOML', 'a = ', ':1:5: Invalid TOML document: '],
   ['no TOML in a later line', '[nbd]\n\nlisten = ["x"', ':3:'],
   ['a key twice', '[log]\nlevel = "info"\nlevel = "warn"', ':3:'],
-  ['an unknown section', '[nbb]', ': nbb is not known; there are home, [nbd], [cache], [http], [log], [limits], [tls], [[access]]'],
+  ['an unknown section', '[nbb]', ': nbb is not known; there are home, [nbd], [cache], [http], [log], [limits], [stream], [tls], [[access]], [[site]], [[rate]]'],
   ['an unknown key', '[nbd]\nlissen = []', ': nbd.lissen is not known; there are listen, threads, default-export, drain-ms-max'],
   ['names of JavaScript', '__proto__.x = 1\n[nbd]\nconstructor = 1', ': __proto__ is not known; ', ': nbd.constructor is not known; '],
   ['a key of many lines', '[nbd]\n"a\\nb" = 1', ': "nbd.a\\nb" is not known; '],
   ['a value in place of a section', 'nbd = 1', ': nbd must be a section: [nbd]'],
   ['a list in place of a section', '[[nbd]]', ': nbd must be a section: [nbd]'],
   ['a section in place of a value', '[home]', ': home must be the path of a directory, not {}'],
-  ['a section in place of rules', '[access]', ': access must be a list of rules, each under [[access]]'],
+  ['a section in place of rules', '[access]', ': access must be a list of tables, each under [[access]]'],
   ['one address without a list', '[nbd]\nlisten = "127.0.0.1:1"', ': nbd.listen must be a list of addresses, like ["127.0.0.1:10809"], not "127.0.0.1:1"'],
   ['no address', '[nbd]\nlisten = []', ': nbd.listen must be a list of addresses, like ["127.0.0.1:10809"], not []'],
   ['an address among others', '[nbd]\nlisten = ["127.0.0.1:1", "127.0.0.1:99999"]', ': nbd.listen must be HOST:PORT, [IPV6]:PORT or unix:PATH, not "127.0.0.1:99999"'],
@@ -137,6 +165,15 @@ const MISTAKES: [name: string, text: string, ...expected: string[]][] = [
   ['a block', '[[access]]\nallow = "deny"\n[[access]]\nallow = "deny"\nclient = "10.0.0.0/33"', ': access[1].client must be an IP address, a block like "10.0.0.0/8", "unix" or "uid:N", not "10.0.0.0/33"'],
   ['a block of IPv6', '[[access]]\nallow = "deny"\nclient = "fe80::/129"', ': access[0].client must be an IP address, a block like "10.0.0.0/8", "unix" or "uid:N", not "fe80::/129"'],
   ['an identity that nobody can have', '[[access]]\nallow = "deny"\nidentity = "x"', ': access[0].identity is known by TLS only, and tls.mode is "off"'],
+  ['HTTP with TLS and no certificate', '[http]\ntls = "required"', ': http.tls needs tls.certificate and tls.key'],
+  ['a site without addresses', '[[site]]\nname = "x"', ': site[0].clients is missing'],
+  ['a site that is no address', '[[site]]\nname = "x"\nclients = ["unix"]', ': site[0].clients must be a list of IP addresses and blocks, like ["10.0.0.0/8"], not ["unix"]'],
+  ['two sites of one name', '[[site]]\nname = "x"\nclients = ["::1"]\n[[site]]\nname = "x"\nclients = ["::2"]', ': site[1].name is the name of another site'],
+  ['a rate of nobody', '[[rate]]\nbits-per-second-max = 1e9', ': rate[0].per is missing'],
+  ['a rate that is none', '[[rate]]\nper = "agent"', ': rate[0].bits-per-second-max is missing'],
+  ['a rate of a site that is not there', '[[rate]]\nper = "site"\nsite = "x"\nbits-per-second-max = 10_000', ': rate[0].site is no name of a [[site]]'],
+  ['a time', '[[rate]]\nper = "agent"\nfrom = "24:00"\nbits-per-second-max = 10_000', ': rate[0].from must be a time of day like "08:30", not "24:00"'],
+  ['a time of no length', '[[rate]]\nper = "agent"\nfrom = "08:00"\nto = "08:00"\nbits-per-second-max = 10_000', ': rate[0].to is when it begins'],
   ['several', 'home = 1\n[nbd]\nlisten = 1\n[http]\nlisten = 1', ': home must be ', ': nbd.listen must be ', ': http.listen must be '],
 ]
 
@@ -184,7 +221,7 @@ test('varve config check ends with 1 and a line for each mistake, show prints wh
     ...JSON.parse(JSON.stringify(defaultSettings())),
     home: scratch.join('given'),
     nbd: { listen: ['127.0.0.1:3'], threads: 5, drainMsMax: 5000 },
-    http: { listen: '127.0.0.1:2' },
+    http: { listen: '127.0.0.1:2', tls: 'off' },
     log: { level: 'debug' },
     tls: { mode: 'off', verifyPeer: false, certificate: scratch.join('a.pem'), key: scratch.join('b.pem') },
   })
@@ -203,6 +240,6 @@ test('docs/service.md lists every setting, and no other', () => {
   const section = page.slice(page.indexOf('## Configuration'), page.indexOf('## Signals'))
   const listed = [...section.matchAll(/^\| `([a-z][a-z-]*(?:\.[a-z-]+)?)` \|/gm)].map((match) => match[1])
   const settings = Object.keys(TOP).map(kebab)
-  for (const [section, readers] of [...Object.entries(SECTIONS), ['access', ACCESS_RULE] as const]) for (const name of Object.keys(readers)) settings.push(`${section}.${kebab(name)}`)
+  for (const [section, readers] of [...Object.entries(SECTIONS), ...Object.entries(LISTS).map(([list, { readers: columns }]) => [list, columns] as const)]) for (const name of Object.keys(readers)) settings.push(`${section}.${kebab(name)}`)
   assert.deepEqual(listed.sort(), settings.sort())
 })

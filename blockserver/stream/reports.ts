@@ -1,0 +1,67 @@
+/**
+ * Payloads of HEAT and BOOT: what an agent tells about the use of a disk's chunks. Bytes: docs/formats/stream.md
+ */
+import { VarveError } from '@varve/images/errors.ts'
+
+/** Bytes of a varint of 32 bits. */
+const VARINT_BYTES_MAX = 5
+const UINT32_MAX = 2 ** 32 - 1
+
+export interface HeatReport {
+  /** Ascending. */
+  numbers: Uint32Array
+  uses: Uint32Array
+}
+
+/** @param payload behind the digest @throws VarveError PROTOCOL_INVALID */
+export function decodeHeat(payload: Uint8Array, chunkCount: number): HeatReport {
+  const values = varints(payload)
+  if (values.length % 2 !== 0) throw invalid('HEAT', 'a number without its uses')
+  const numbers = new Uint32Array(values.length / 2)
+  const uses = new Uint32Array(values.length / 2)
+  let number = 0
+  for (let index = 0; index < numbers.length; index++) {
+    const step = values[2 * index]
+    if (index > 0 && step === 0) throw invalid('HEAT', `chunk ${number} twice`)
+    number += step
+    if (number >= chunkCount) throw invalid('HEAT', `chunk ${number} of ${chunkCount}`)
+    numbers[index] = number
+    uses[index] = values[2 * index + 1]
+  }
+  return { numbers, uses }
+}
+
+/** @param payload behind the digest @throws VarveError PROTOCOL_INVALID */
+export function decodeBoot(payload: Uint8Array, chunkCount: number): Uint32Array {
+  const numbers = varints(payload)
+  const seen = new Uint8Array(chunkCount)
+  for (const number of numbers) {
+    if (number >= chunkCount) throw invalid('BOOT', `chunk ${number} of ${chunkCount}`)
+    if (seen[number]++ > 0) throw invalid('BOOT', `chunk ${number} twice`)
+  }
+  return numbers
+}
+
+function varints(bytes: Uint8Array): Uint32Array {
+  const values = new Uint32Array(bytes.length)
+  let count = 0
+  for (let at = 0; at < bytes.length; count++) {
+    let value = 0
+    for (let length = 0; ; length++) {
+      if (at === bytes.length || length === VARINT_BYTES_MAX) throw invalid('a report', 'a number that does not end')
+      const byte = bytes[at++]
+      value += (byte & 0x7f) * 2 ** (7 * length)
+      if (byte < 0x80) {
+        if (byte === 0 && length > 0) throw invalid('a report', 'a number that is longer than it needs to be')
+        break
+      }
+    }
+    if (value > UINT32_MAX) throw invalid('a report', `${value} is too much`)
+    values[count] = value
+  }
+  return values.slice(0, count)
+}
+
+function invalid(what: string, problem: string): VarveError {
+  return new VarveError('PROTOCOL_INVALID', `${what}: ${problem}`)
+}
