@@ -12,6 +12,8 @@ import { AreaName } from './disk-view.ts'
 import type { DiskView, Segment, Trail } from './disk-view.ts'
 
 const DIGEST_WORDS = 8
+/** Linux reads inode tables in aligned pieces of so many blocks (inode_readahead_blks). */
+const INODE_READ_BLOCKS = 32
 
 /**
  * Chunks of the view's map, none twice, in the order in which a boot wants them.
@@ -74,6 +76,13 @@ class Translation {
     return runs.map(({ fileOffset, diskOffset, length }) => ({ offset: fileOffset, start: diskOffset, length }))
   }
 
+  #addInode(number: number): void {
+    const { start, blockBytes } = this.#view.files!
+    const bytes = INODE_READ_BLOCKS * blockBytes
+    const before = this.#view.files!.inodePosition(number) - start
+    this.#addRange(start + before - (before % bytes), bytes)
+  }
+
   #begins(segments: readonly (Segment & { offset: number })[], at: number, chunk: number): boolean {
     const { map } = this.#view
     return segments.some(({ offset, start, length }) => offset <= at && at < offset + length && map.refs[map.indexAt(start + at - offset)] === chunk)
@@ -92,7 +101,7 @@ class Translation {
     for (const { inode } of trail) {
       if (this.#inodes.has(inode.number)) continue
       this.#inodes.add(inode.number)
-      this.#addRange(files.inodePosition(inode.number), 1)
+      this.#addInode(inode.number)
       const { runs, nodes } = await files.blocks(inode)
       for (const node of nodes) this.#addRange(node, 1)
       if (inode.xattrBlock !== 0) this.#addRange(files.start + inode.xattrBlock * files.blockBytes, 1)
@@ -101,7 +110,7 @@ class Translation {
   }
 
   #addRange(start: number, length: number): void {
-    if (start + length <= this.#view.map.sizeBytes) this.#view.forEachChunk(start, length, (chunk) => this.chunks.add(chunk))
+    if (start < this.#view.map.sizeBytes) this.#view.forEachChunk(start, length, (chunk) => this.chunks.add(chunk))
   }
 }
 
