@@ -7,7 +7,7 @@ import type { BootSet } from '@varve/composer/bootset/boot-set.ts'
 import { DiskView } from '@varve/composer/bootset/disk-view.ts'
 import { placeChunks } from '@varve/composer/bootset/place-chunks.ts'
 import { guessBootSet } from '@varve/composer/bootset/static-guess.ts'
-import { bootSetOf, learnBoot } from '@varve/composer/bootset/stored-boot-sets.ts'
+import { BOOT_SET_KIND, bootSetOf, cvdKey, layerKey, learnBoot, stackKey } from '@varve/composer/bootset/stored-boot-sets.ts'
 import type { BootStack } from '@varve/composer/bootset/stored-boot-sets.ts'
 import { translateBootSet } from '@varve/composer/bootset/translate.ts'
 import type { BlockMap } from '@varve/images/blockmap/block-map.ts'
@@ -96,7 +96,7 @@ export async function recordHeat(home: Home, mapDigest: Digest, { chunks, uses }
   const found: { digest: Digest; uses: number }[] = []
   for (let index = 0; index < chunks.length; index++) if (chunks[index] < map.chunkCount) found.push({ digest: map.chunkDigest(chunks[index]), uses: uses[index] })
   const now = Date.now()
-  for (const key of [...(stack.cvd === undefined ? [] : [`cvd ${stack.cvd.id}`]), FLEET]) await addHeat(home, key, found, now)
+  for (const key of [...(stack.cvd === undefined ? [] : [cvdKey(stack.cvd.id)]), FLEET]) await addHeat(home, key, found, now)
 }
 
 async function addHeat(home: Home, key: string, uses: readonly { digest: Digest; uses: number }[], now: number): Promise<void> {
@@ -146,7 +146,7 @@ export async function bootSetFor(home: Home, stack: BootStack, view: DiskView): 
 
 /** By chunk of the map; undefined if none of it has been used. */
 async function heatOf(home: Home, cvdId: string, map: BlockMap): Promise<Float64Array | undefined> {
-  const own = await readHeat(home, await home.catalog.object(HEAT_KIND, `cvd ${cvdId}`))
+  const own = await readHeat(home, await home.catalog.object(HEAT_KIND, cvdKey(cvdId)))
   const fleet = await readHeat(home, await home.catalog.object(HEAT_KIND, FLEET))
   if (own.values.size + fleet.values.size === 0) return undefined
   const now = Math.max(own.timeMs, fleet.timeMs)
@@ -170,6 +170,19 @@ function fillOrder(heat: Float64Array, bootSet: Uint32Array): Uint32Array {
   for (let chunk = 0; chunk < heat.length; chunk++) if (isBootSet[chunk] === 0) (heat[chunk] > 0 ? hot : cold).push(chunk)
   hot.sort((a, b) => heat[b] - heat[a] || a - b)
   return Uint32Array.from([...hot, ...cold])
+}
+
+/** Keeps no longer what was learned of layers and CVDs that are gone, and what disks are laid out by that no CVD and no snapshot is stacked like. */
+export async function forgetLeftBootSets({ catalog }: Home): Promise<void> {
+  const kept = new Set([FLEET])
+  for (const { name } of await catalog.layers()) kept.add(layerKey(name))
+  for (const cvd of await catalog.cvds()) {
+    kept.add(cvdKey(cvd.id)).add(stackKey(cvd.layers.map(({ digest }) => digest)))
+    for (const { layers } of await catalog.snapshots(cvd.name)) kept.add(stackKey(layers.map(({ digest }) => digest)))
+  }
+  for (const kind of [BOOT_SET_KIND, HEAT_KIND]) {
+    for (const { key } of await catalog.objects(kind)) if (!kept.has(key)) await catalog.removeObject(kind, key)
+  }
 }
 
 function digestsOf(map: BlockMap, chunks: Uint32Array): Uint8Array {
