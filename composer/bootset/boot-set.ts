@@ -51,6 +51,7 @@ export const BOOT_SET_ENTRIES_MAX = 1 << 16
 /** Older boots count half from then on. */
 export const BOOT_SET_BOOTS_MAX = 32
 export const PATH_BYTES_MAX = 4096
+const RANK_MAX = 2 ** 32
 
 /** What fewer boots used comes after the rest. */
 const SHARE_USUAL = 0.5
@@ -61,7 +62,7 @@ const MAGIC = Buffer.from('VARVBOOT', 'latin1')
 const VERSION = 1
 const HEADER_BYTES = 20
 /** In an entry. */
-const DIGEST_AT = 23
+const DIGEST_AT = 27
 /** Of an entry, without its path. */
 const ENTRY_BYTES = DIGEST_AT + DIGEST_BYTES
 
@@ -96,7 +97,7 @@ export class BootSet {
         noted.add(key)
         const known = entries.get(key)
         const boots = known?.boots ?? 0
-        entries.set(key, { ...place, digest, boots: boots + 1, rank: Math.round(((known?.rank ?? 0) * boots + rank) / (boots + 1)) })
+        entries.set(key, { ...place, digest, boots: boots + 1, rank: ((known?.rank ?? 0) * boots + rank) / (boots + 1) })
       }
     }
     return new BootSet(before + 1, [...entries.values()])
@@ -132,7 +133,7 @@ export class BootSet {
       entry.writeBigUInt64LE(BigInt(offset), 3)
       entry.writeUInt32LE(length, 11)
       entry.writeUInt32LE(boots, 15)
-      entry.writeUInt32LE(rank, 19)
+      entry.writeDoubleLE(rank, 19)
       entry.set(digest, DIGEST_AT)
       entry.write(path, ENTRY_BYTES, 'latin1')
       parts.push(entry)
@@ -172,7 +173,8 @@ function readEntry(bytes: Buffer, at: number): BootSetEntry {
   const offset = Number(bytes.readBigUInt64LE(at + 3))
   const length = bytes.readUInt32LE(at + 11)
   const boots = bytes.readUInt32LE(at + 15)
-  if (part > Part.area || pathBytes > PATH_BYTES_MAX || !Number.isSafeInteger(offset + length) || length < 1 || length > CHUNK_BYTES_MAX || boots === 0 || at + ENTRY_BYTES + pathBytes > bytes.length) throw invalid(`the entry at ${at} is of no form`)
+  const rank = bytes.readDoubleLE(at + 19)
+  if (part > Part.area || pathBytes > PATH_BYTES_MAX || !Number.isSafeInteger(offset + length) || length < 1 || length > CHUNK_BYTES_MAX || boots === 0 || !(rank >= 0 && rank <= RANK_MAX) || at + ENTRY_BYTES + pathBytes > bytes.length) throw invalid(`the entry at ${at} is of no form`)
   return {
     part: part as Part,
     path: bytes.toString('latin1', at + ENTRY_BYTES, at + ENTRY_BYTES + pathBytes),
@@ -180,7 +182,7 @@ function readEntry(bytes: Buffer, at: number): BootSetEntry {
     length,
     digest: Uint8Array.prototype.slice.call(bytes, at + DIGEST_AT, at + ENTRY_BYTES),
     boots,
-    rank: bytes.readUInt32LE(at + 19),
+    rank,
   }
 }
 

@@ -60,7 +60,7 @@ export function addBootSetCommands(program: Command): void {
     await using home = await invocation.openHome()
     const { source, set } = await bootSetNamed(home, name, invocation.signal)
     const files = filesOf(set)
-    const rows = files.map(({ path, bytes, rank, boots, tier }) => [String(rank), set.boots === 0 ? '-' : `${boots}/${set.boots}`, TIERS[tier], formatBytes(bytes), path])
+    const rows = files.map(({ path, bytes, rank, boots, tier }) => [String(Math.round(rank)), set.boots === 0 ? '-' : `${boots}/${set.boots}`, TIERS[tier], formatBytes(bytes), path])
     invocation.result({ name, source, ...figuresOf(set), entries: set.entries.length, fileList: files }, `${source}\n${formatTable([['RANK', 'BOOTS', 'USED', 'SIZE', 'PATH'], ...rows])}`)
   }))
 }
