@@ -11,6 +11,8 @@ import type { ChunkStore, ChunkWriter } from '@varve/images/store/chunk-store.ts
 import { getObject, putObject } from '@varve/images/store/object.ts'
 import { decodeTree } from '@varve/images/tree/tree-format.ts'
 import type { Tree } from '@varve/images/tree/tree.ts'
+import { BootSet } from './bootset/boot-set.ts'
+import { fileOrder } from './bootset/file-order.ts'
 import { decodeBootKit } from './boot/boot-kit.ts'
 import type { BootKit } from './boot/boot-kit.ts'
 import { layOutDisk } from './disk/lay-out-disk.ts'
@@ -120,12 +122,13 @@ async function composeAnew(recipe: Recipe, digest: Digest, options: ComposeOptio
   await using writer = store.writer({ signal })
   const trees = await loadTrees(recipe.layers, options)
   const bootKit = await loadBootKit(recipe, store)
+  const bootSet = recipe.disk.bootSet === null ? BootSet.empty : BootSet.decode(await getObject(store, recipe.disk.bootSet))
   clock.end('load')
   const { tree, report } = await mergeLayers(recipe, trees, { ...options, writer })
   if (report.open > 0) throw new ComposeConflictError(report)
   clock.end('merge')
   signal?.throwIfAborted()
-  const { layout, plan, rootUuid, root } = layOutDisk({ recipe: digest, disk: recipe.disk, tree, bootKit }, writer)
+  const { layout, plan, rootUuid, root } = layOutDisk({ recipe: digest, disk: recipe.disk, tree, bootKit, order: fileOrder(bootSet, tree) }, writer)
   clock.end('lay out')
   signal?.throwIfAborted()
   const map = layout.build(writer)

@@ -5,7 +5,10 @@
 import type { Catalog, JsonObject, Layer } from '@varve/images/store/catalog.ts'
 import type { ChunkStore } from '@varve/images/store/chunk-store.ts'
 import { VarveError } from '@varve/images/errors.ts'
+import type { Digest } from '@varve/images/chunk/digest.ts'
 import { storedBootKit } from './boot/stored-boot-kit.ts'
+import { layoutBootSet } from './bootset/stored-boot-sets.ts'
+import { recipeDigest } from './recipe.ts'
 import type { DiskOptions, Recipe } from './recipe.ts'
 
 /** What a person may say about a CVD's disk; what is left out takes its default. Kept as the CVD's policy, in JSON. */
@@ -46,7 +49,7 @@ const COMMAND_LINE_CHARACTERS_MAX = 1024
 
 /** @throws VarveError NOT_FOUND, BOOT_MISSING, NAME_INVALID, FORMAT_UNSUPPORTED (a layer that is a disk, not files) */
 export async function prepareRecipe(request: RecipeRequest, options: PrepareOptions): Promise<Recipe> {
-  const { layers, policy } = await layersAndPolicy(request, options.catalog)
+  const { layers, policy, started } = await layersAndPolicy(request, options.catalog)
   if (layers.length === 0) throw new VarveError('NOT_FOUND', `${request.cvd ?? 'the stack'} has no layers; there is nothing to compose`)
   for (const layer of layers) {
     if (layer.content !== 'tree') throw new VarveError('FORMAT_UNSUPPORTED', `layer ${nameOf(layer)} is a disk and cannot be composed with others; serve it as layer:${nameOf(layer)}`)
@@ -54,7 +57,7 @@ export async function prepareRecipe(request: RecipeRequest, options: PrepareOpti
   checkPolicy(policy)
   const boot = policy.boot ?? 'grub'
   const bootKit = boot === 'none' ? null : await storedBootKit(layers.map(({ digest }) => digest), options)
-  return {
+  const recipe: Recipe = {
     layers: layers.map((layer) => ({ name: nameOf(layer), kind: layer.kind, tree: layer.digest })),
     decisions: new Map(Object.entries(policy.decisions ?? {}).map(([key, name]) => [key, versionOf(layers, name)])),
     disk: {
@@ -68,14 +71,23 @@ export async function prepareRecipe(request: RecipeRequest, options: PrepareOpti
       kernelCommandLine: policy.kernelCommandLine ?? KERNEL_COMMAND_LINE,
     },
   }
+  return request.cvd === undefined ? recipe : withBootSet(recipe, { layers, started, options })
 }
 
-async function layersAndPolicy({ cvd, layers, policy }: RecipeRequest, catalog: Catalog): Promise<{ layers: Layer[]; policy: ComposePolicy }> {
+/** A CVD takes the boot set of its stack with its first start. One that was started without keeps its disk. */
+async function withBootSet(recipe: Recipe, { layers, started, options }: { layers: readonly Layer[]; started: Digest | null; options: PrepareOptions }): Promise<Recipe> {
+  const bootSet = await layoutBootSet(layers, options)
+  const ordered = { ...recipe, disk: { ...recipe.disk, bootSet } }
+  return started === null || Buffer.compare(recipeDigest(ordered), started) === 0 ? ordered : recipe
+}
+
+/** @returns besides, the recipe that the CVD was started by */
+async function layersAndPolicy({ cvd, layers, policy }: RecipeRequest, catalog: Catalog): Promise<{ layers: Layer[]; policy: ComposePolicy; started: Digest | null }> {
   if ((cvd === undefined) === (layers === undefined)) throw new TypeError('a recipe is made from a CVD or from layers')
-  if (cvd === undefined) return { layers: await Promise.all(layers!.map((name) => catalog.layer(name))), policy: policy ?? {} }
+  if (cvd === undefined) return { layers: await Promise.all(layers!.map((name) => catalog.layer(name))), policy: policy ?? {}, started: null }
   const found = await catalog.cvd(cvd)
   const own = found.policy as ComposePolicy & JsonObject
-  return { layers: found.layers, policy: { ...own, ...policy, decisions: { ...own.decisions, ...policy?.decisions } } }
+  return { layers: found.layers, policy: { ...own, ...policy, decisions: { ...own.decisions, ...policy?.decisions } }, started: found.recipe }
 }
 
 /** @throws VarveError NAME_INVALID, LIMIT_EXCEEDED */

@@ -14,10 +14,13 @@ import type { Cvd, Snapshot } from '@varve/images/store/catalog.ts'
 import type { Home } from '@varve/images/store/home.ts'
 import { checkName } from '@varve/images/store/names.ts'
 import { Settlement } from './settlement.ts'
+import type { SettlementParts } from './settlement.ts'
 
 export interface CvdDiskOptions {
   home: Home
   cache: ChunkCache
+  /** As SettlementParts has it. */
+  lowerOf?: SettlementParts['lowerOf']
   signal?: AbortSignal
 }
 
@@ -43,13 +46,13 @@ export class CvdDisk implements AsyncDisposable {
    * @throws VarveError NOT_FOUND, STORE_LOCKED, OVERLAY_INVALID; ComposeConflictError and what composing throws
    */
   static async open(name: string, options: CvdDiskOptions): Promise<CvdDisk> {
-    const { home, cache } = options
+    const { home, cache, lowerOf } = options
     const { owner } = await ownCvd(home, name)
     try {
       // Until the catalog names the base, only this lease keeps it.
       await using _lease = home.store.lease()
       const cvd = await startCvd(name, options)
-      const settlement = await Settlement.open({ home, cache, cvd, overlay: cvd.overlay!, baseMap: cvd.baseMap! })
+      const settlement = await Settlement.open({ home, cache, cvd, overlay: cvd.overlay!, baseMap: cvd.baseMap!, lowerOf })
       return new CvdDisk({ home, cache, cvd, owner, settlement })
     } catch (error) {
       owner[Symbol.dispose]()

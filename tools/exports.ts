@@ -23,6 +23,7 @@ import { formatLayerName, parseCvdName } from '@varve/images/store/names.ts'
 import { CvdDisk } from './cvd-disk.ts'
 import { snapshotDocument } from './names.ts'
 import { readMap } from './settlement.ts'
+import { UseWatch } from './streaming/use-watch.ts'
 
 const LAYER_PREFIX = 'layer:'
 
@@ -87,18 +88,17 @@ export class HomeExports implements ExportSource {
   }
 
   async #openCvd(name: string): Promise<Opened> {
-    const disk = await CvdDisk.open(name, { home: this.#home, cache: this.#cache })
-    const control = await listenForControl(this.#home, disk.cvd, this.#log, this.#handler(disk)).catch(async (error: unknown) => {
-      await disk[Symbol.asyncDispose]()
-      throw error
-    })
+    await using opened = new AsyncDisposableStack()
+    const watch = opened.use(new UseWatch({ home: this.#home, log: this.#log, name }))
+    const disk = opened.use(await CvdDisk.open(name, { home: this.#home, cache: this.#cache, lowerOf: (device, map) => watch.over(device, map) }))
+    opened.use(await listenForControl(this.#home, disk.cvd, this.#log, this.#handler(disk)))
     this.#disks.set(name, disk)
     // What an earlier owner froze and did not come to settle.
     this.#settle(disk)
+    const parts = opened.move()
     const close = async (): Promise<void> => {
       this.#disks.delete(name)
-      await control[Symbol.asyncDispose]()
-      await disk[Symbol.asyncDispose]()
+      await parts[Symbol.asyncDispose]()
     }
     return { device: disk.device, fastZeroes: true, contexts: [dirtyContext(disk)], close, description: `CVD ${name}` }
   }

@@ -3,6 +3,7 @@
  */
 import { BlockMap } from '@varve/images/blockmap/block-map.ts'
 import type { Digest } from '@varve/images/chunk/digest.ts'
+import type { BlockDevice } from '@varve/images/device/block-device.ts'
 import type { ChunkCache } from '@varve/images/device/chunk-cache.ts'
 import { MapDevice } from '@varve/images/device/map-device.ts'
 import { OverlayStack } from '@varve/images/device/overlay-stack.ts'
@@ -18,6 +19,8 @@ export interface SettlementParts {
   overlay: number
   /** What it lies on. */
   baseMap: Digest
+  /** Puts something between the stack and each disk of a block map that comes to lie below it. */
+  lowerOf?: (device: MapDevice, map: Digest) => BlockDevice
 }
 
 export class Settlement implements AsyncDisposable {
@@ -36,9 +39,9 @@ export class Settlement implements AsyncDisposable {
 
   /** Opens the stack for its one owner, who owns the CVD. @throws VarveError OVERLAY_INVALID, STORE_LOCKED */
   static async open(parts: SettlementParts): Promise<Settlement> {
-    const { home, cache, cvd, overlay, baseMap } = parts
+    const { home, cvd, overlay, baseMap } = parts
     const map = await readMap(home, baseMap)
-    const lower = new MapDevice(map, home.store, cache)
+    const lower = lowerDisk(parts, map, baseMap)
     home.makeOverlaysDirectory(cvd.id)
     const stack = await OverlayStack.open({ directory: home.overlayDirectory(cvd.id, overlay), lower, lowerDigest: baseMap })
     return new Settlement(parts, stack, map)
@@ -65,7 +68,7 @@ export class Settlement implements AsyncDisposable {
       const mapDigest = putObject(writer, map.encode())
       await writer.commit()
       // From here on the stack opens over the old map and the new one, so that the catalog may name either.
-      await this.stack.adopt({ generation, lower: new MapDevice(map, store, this.#parts.cache), lowerDigest: mapDigest })
+      await this.stack.adopt({ generation, lower: lowerDisk(this.#parts, map, mapDigest), lowerDigest: mapDigest })
       this.#map = map
       this.#adopted = { generation, mapDigest, lease }
     } finally {
@@ -93,6 +96,11 @@ export class Settlement implements AsyncDisposable {
       this.#adopted?.lease.release()
     }
   }
+}
+
+function lowerDisk({ home, cache, lowerOf }: SettlementParts, map: BlockMap, digest: Digest): BlockDevice {
+  const device = new MapDevice(map, home.store, cache)
+  return lowerOf === undefined ? device : lowerOf(device, digest)
 }
 
 /** The map that an object of the store holds. @throws VarveError CHUNK_MISSING, FORMAT_INVALID */

@@ -30,6 +30,8 @@ export interface DiskSource {
   tree: Tree
   /** Present where `disk.boot` asks for one. */
   bootKit: BootKit | undefined
+  /** Inodes of the tree whose data comes first, in this order. */
+  order: ArrayLike<number>
 }
 
 export interface LaidOutDisk {
@@ -55,7 +57,7 @@ const EFI_LABEL = 'EFI'
  * @throws VarveError DISK_TOO_SMALL, BOOT_MISSING (no kernel), LIMIT_EXCEEDED
  */
 export function layOutDisk(source: DiskSource, writer: ChunkWriter): LaidOutDisk {
-  const { recipe, disk, tree, bootKit } = source
+  const { recipe, disk, tree, bootKit, order } = source
   const timeSeconds = diskTime(tree)
   const rootUuid = deriveUuid(recipe, 'root filesystem')
   const freeBytes = disk.sizeBytes === null ? (disk.freeBytes ?? Math.max(FREE_BYTES_MIN, Math.ceil(tree.contentBytes * FREE_SHARE))) : 0
@@ -80,6 +82,7 @@ export function layOutDisk(source: DiskSource, writer: ChunkWriter): LaidOutDisk
     label: disk.label,
     timeSeconds,
     demand,
+    order,
   })
   return { layout, plan, rootUuid: uuidToString(rootUuid), root }
 }

@@ -457,12 +457,64 @@ export class Catalog implements AsyncDisposable {
     })
   }
 
-  // Other objects that are to be kept, by kind and key: boot kits
+  /**
+   * What a disk was stacked from: that of a CVD, of a snapshot, or one that was composed.
+   * @param map of the disk
+   * @returns undefined if nobody knows; the CVD only if the disk is one CVD's alone
+   */
+  async stackOfMap(map: Digest): Promise<{ cvd: Cvd | undefined; layers: Layer[] } | undefined> {
+    const hex = digestToHex(map)
+    return this.#look(async (db) => {
+      const cvds = await db.selectFrom('cvds').selectAll().where('base_map_digest', '=', hex).execute()
+      const snapshots = await db.selectFrom('snapshots').selectAll().where((where) => where.or([where('map_digest', '=', hex), where('base_map_digest', '=', hex)])).execute()
+      const owners = new Set([...cvds.map(({ id }) => id), ...snapshots.map(({ cvd_id: id }) => id)])
+      const ownerRow = owners.size === 1 ? await db.selectFrom('cvds').selectAll().where('id', '=', [...owners][0]).executeTakeFirst() : undefined
+      const cvd = ownerRow === undefined ? undefined : await cvdOf(db, ownerRow)
+      if (cvds.length > 0) return { cvd, layers: await layersOfCvd(db, cvds[0].id) }
+      if (snapshots.length > 0) return { cvd, layers: (await snapshotOf(db, cvd?.name ?? '', snapshots[0])).layers }
+      const composed = await db.selectFrom('composed_maps').select('layer_digests').where('map_digest', '=', hex).executeTakeFirst()
+      if (composed === undefined) return undefined
+      const layers: Layer[] = []
+      for (const digest of JSON.parse(composed.layer_digests) as string[]) {
+        const row = await db.selectFrom('layers').selectAll().where('digest', '=', digest).orderBy('name').orderBy('version', 'desc').executeTakeFirst()
+        if (row !== undefined) layers.push(layerOf(row))
+      }
+      return { cvd: undefined, layers }
+    })
+  }
+
+  // Other objects that are to be kept, by kind and key: boot kits, boot sets, heat
 
   /** Keeps an object under a key, instead of the one that is there. */
   async setObject(kind: string, key: string, digest: Digest): Promise<void> {
     const values = { kind, key, digest: digestToHex(digest), created_at_ms: Date.now() }
     await this.#change((db) => db.insertInto('objects').values(values).onConflict((conflict) => conflict.columns(['kind', 'key']).doUpdateSet(values)).execute())
+  }
+
+  /**
+   * Keeps an object under a key, if what was read there before is there still.
+   * @param change.before undefined: there was none
+   * @returns false if somebody else was faster, and nothing was changed
+   */
+  async replaceObject(kind: string, key: string, change: { before: Digest | undefined; digest: Digest }): Promise<boolean> {
+    const values = { kind, key, digest: digestToHex(change.digest), created_at_ms: Date.now() }
+    return this.#change(async (db) => {
+      const row = await db.selectFrom('objects').select('digest').where('kind', '=', kind).where('key', '=', key).executeTakeFirst()
+      if (row?.digest !== (change.before === undefined ? undefined : digestToHex(change.before))) return false
+      await db.insertInto('objects').values(values).onConflict((conflict) => conflict.columns(['kind', 'key']).doUpdateSet(values)).execute()
+      return true
+    })
+  }
+
+  /** Objects of a kind, by key. */
+  async objects(kind: string): Promise<{ key: string; digest: Digest; createdAtMs: number }[]> {
+    const rows = await (await this.#db()).selectFrom('objects').selectAll().where('kind', '=', kind).orderBy('key').execute()
+    return rows.map((row) => ({ key: row.key, digest: digestFromHex(row.digest), createdAtMs: row.created_at_ms }))
+  }
+
+  /** Keeps the object under this key no longer. */
+  async removeObject(kind: string, key: string): Promise<void> {
+    await this.#change((db) => db.deleteFrom('objects').where('kind', '=', kind).where('key', '=', key).execute())
   }
 
   /** Digest of the object, if there is one. */

@@ -81,7 +81,7 @@ test('what is not a command ends with 2 and says how it is used, help ends with 
   assert.match(run(home, 'layer', 'show', 'serve').stderr, /NOT_FOUND/)
   for (const args of [['--help'], ['help'], ['--help', 'layer']]) {
     const listed = run(home, ...args).stdout
-    for (const noun of ['layer', 'cvd', 'compose', 'serve', 'snapshot', 'gc', 'verify', 'doctor']) assert.match(listed, new RegExp(`^  ${noun}\\b`, 'm'), `varve ${args.join(' ')}`)
+    for (const noun of ['layer', 'cvd', 'compose', 'serve', 'snapshot', 'bootset', 'gc', 'verify', 'doctor']) assert.match(listed, new RegExp(`^  ${noun}\\b`, 'm'), `varve ${args.join(' ')}`)
   }
   const help = run(home, '--help')
   assert.equal(help.status, 0)

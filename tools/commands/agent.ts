@@ -9,6 +9,7 @@ import { formatTime } from '../names.ts'
 import { DEFAULT_CONFIG_FILE, requireSettings } from '../service/config-file.ts'
 import { makeToken } from '../streaming/agent-token.ts'
 import { formatTable } from '../terminal.ts'
+import { addAgentStreamCommands } from './agent-stream.ts'
 
 const VALID_DEFAULT = '7d'
 const VALID_MS_MAX = 10 * 365 * 24 * 3600 * 1000
@@ -23,6 +24,7 @@ interface TokenOptions {
 export function addAgentCommands(program: Command): void {
   const agent = program.command('agent').description('agents: endpoints that stream CVDs to their own disks')
   addAdmissionCommands(agent)
+  addAgentStreamCommands(agent)
 }
 
 function addAdmissionCommands(agent: Command): void {

@@ -13,6 +13,7 @@ import type { RootReport } from '@varve/images/store/reachable.ts'
 import type { VerifyReport } from '@varve/images/store/verify.ts'
 import { removeLeftOverlays } from '../cvd-disk.ts'
 import { action } from '../invocation.ts'
+import { forgetLeftBootSets } from '../streaming/boot-lists.ts'
 import type { Invocation } from '../invocation.ts'
 import { ExitStatus, formatBytes, formatTable } from '../terminal.ts'
 
@@ -26,6 +27,7 @@ export function addStoreCommands(program: Command): void {
       if (options.dryRun !== true) {
         await home.catalog.forgetComposedMaps({ unusedMs: COMPOSED_UNUSED_MS_MAX })
         await removeLeftOverlays(home)
+        await forgetLeftBootSets(home)
       }
       const report = await home.store.collect(() => reachableChunks(home, invocation), { signal: invocation.signal, dryRun: options.dryRun })
       const rows = [

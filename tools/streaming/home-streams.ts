@@ -82,8 +82,8 @@ export class HomeStreams implements StreamSource {
         ...lists,
         map,
         snapshot: state.snapshot === null ? null : `${cvd}@${state.snapshot}`,
-        recordBoot: (numbers) => recordBoot(this.#home, map, numbers),
-        recordHeat: (numbers, uses) => recordHeat(this.#home, map, { numbers, uses }),
+        recordBoot: async (numbers) => void (await recordBoot(this.#home, map, numbers)),
+        recordHeat: (chunks, uses) => recordHeat(this.#home, map, { chunks, uses }),
         close: async () => lease.release(),
       }
     } catch (error) {

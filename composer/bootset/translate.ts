@@ -1,0 +1,125 @@
+/**
+ * Translates a boot set for a disk: which of its chunks a boot will read, in order. What leads to a file (directories, inodes, extents) comes before it.
+ */
+import { digestWords } from '@varve/images/chunk/chunk-table.ts'
+import type { BlockMap } from '@varve/images/blockmap/block-map.ts'
+import { digestToHex } from '@varve/images/chunk/digest.ts'
+import { isVarveError } from '@varve/images/errors.ts'
+import { Kind } from '@varve/images/tree/tree.ts'
+import { Part } from './boot-set.ts'
+import type { BootSet, BootSetEntry, Place } from './boot-set.ts'
+import { AreaName } from './disk-view.ts'
+import type { DiskView, Segment, Trail } from './disk-view.ts'
+
+const DIGEST_WORDS = 8
+/** Linux reads inode tables in aligned pieces of so many blocks (inode_readahead_blks). */
+const INODE_READ_BLOCKS = 32
+
+/**
+ * Chunks of the view's map, none twice, in the order in which a boot wants them.
+ * What the disk does not have any more, or cannot say because it is damaged, is passed over: a boot set is a hint.
+ * @throws VarveError CHUNK_MISSING, CHUNK_CORRUPT
+ */
+export async function translateBootSet(set: BootSet, view: DiskView): Promise<Uint32Array> {
+  const translation = new Translation(view, chunksByDigest(set, view.map))
+  if (set.entries.length > 0) translation.addHead()
+  for (const entry of set.entries) {
+    try {
+      await translation.add(entry)
+    } catch (error) {
+      if (!isVarveError(error, 'FORMAT_INVALID', 'FORMAT_UNSUPPORTED', 'LIMIT_EXCEEDED')) throw error
+    }
+  }
+  return Uint32Array.from(translation.chunks)
+}
+
+class Translation {
+  /** In order: a set keeps the order in which things came. */
+  readonly chunks = new Set<number>()
+  readonly #view: DiskView
+  readonly #byDigest: ReadonlyMap<string, number>
+  /** Inodes that have been added with all that belongs to them. */
+  readonly #inodes = new Set<number>()
+
+  constructor(view: DiskView, byDigest: ReadonlyMap<string, number>) {
+    this.#view = view
+    this.#byDigest = byDigest
+  }
+
+  /** What is read before anything can be found. */
+  addHead(): void {
+    for (const name of [AreaName.table, AreaName.head]) {
+      for (const { start, length } of this.#view.segmentsOf(name)) this.#addRange(start, length)
+    }
+  }
+
+  async add(entry: BootSetEntry): Promise<void> {
+    const same = this.#byDigest.get(digestToHex(entry.digest))
+    const segments = await this.#segments(entry)
+    // What is where it was is that one chunk, however much of it the entry's bytes touch.
+    if (same === undefined || !this.#begins(segments, entry.offset, same)) this.#addPart(segments, entry)
+    if (same !== undefined) this.chunks.add(same)
+  }
+
+  /** Where the entry's subject lies. What leads there is added. */
+  async #segments({ part, path }: BootSetEntry): Promise<readonly (Segment & { offset: number })[]> {
+    if (part === Part.content) return []
+    if (part === Part.area) {
+      let offset = 0
+      return this.#view.segmentsOf(path).map((segment) => ({ ...segment, offset: (offset += segment.length) - segment.length }))
+    }
+    const trail = await this.#view.trail(path)
+    if (trail === undefined) return []
+    await this.#addTrail(trail)
+    if (part !== Part.file) return []
+    const { runs } = await this.#view.files!.blocks(trail[trail.length - 1].inode)
+    return runs.map(({ fileOffset, diskOffset, length }) => ({ offset: fileOffset, start: diskOffset, length }))
+  }
+
+  #addInode(number: number): void {
+    const { start, blockBytes } = this.#view.files!
+    const bytes = INODE_READ_BLOCKS * blockBytes
+    const before = this.#view.files!.inodePosition(number) - start
+    this.#addRange(start + before - (before % bytes), bytes)
+  }
+
+  #begins(segments: readonly (Segment & { offset: number })[], at: number, chunk: number): boolean {
+    const { map } = this.#view
+    return segments.some(({ offset, start, length }) => offset <= at && at < offset + length && map.refs[map.indexAt(start + at - offset)] === chunk)
+  }
+
+  #addPart(segments: readonly (Segment & { offset: number })[], part: Place): void {
+    for (const { offset, start, length } of segments) {
+      const from = Math.max(offset, part.offset)
+      const to = Math.min(offset + length, part.offset + part.length)
+      if (from < to) this.#addRange(start + from - offset, to - from)
+    }
+  }
+
+  async #addTrail(trail: Trail): Promise<void> {
+    const files = this.#view.files!
+    for (const { inode } of trail) {
+      if (this.#inodes.has(inode.number)) continue
+      this.#inodes.add(inode.number)
+      this.#addInode(inode.number)
+      const { runs, nodes } = await files.blocks(inode)
+      for (const node of nodes) this.#addRange(node, 1)
+      if (inode.xattrBlock !== 0) this.#addRange(files.start + inode.xattrBlock * files.blockBytes, 1)
+      if (inode.kind !== Kind.file) for (const { diskOffset, length } of runs) this.#addRange(diskOffset, length)
+    }
+  }
+
+  #addRange(start: number, length: number): void {
+    if (start < this.#view.map.sizeBytes) this.#view.forEachChunk(start, length, (chunk) => this.chunks.add(chunk))
+  }
+}
+
+/** Chunks of the map that the set names by digest, by that. */
+function chunksByDigest(set: BootSet, map: BlockMap): Map<string, number> {
+  // Nearly all chunks of the map are told apart by their first word: only the others cost a string.
+  const words = digestWords(map.chunkDigests)
+  const beginnings = new Set(set.entries.map(({ digest }) => new DataView(digest.buffer, digest.byteOffset).getUint32(0, true)))
+  const found = new Map<string, number>()
+  for (let chunk = 0; chunk < map.chunkCount; chunk++) if (beginnings.has(words[chunk * DIGEST_WORDS])) found.set(digestToHex(map.chunkDigest(chunk)), chunk)
+  return found
+}
