@@ -92,7 +92,6 @@ export class ChunkSender {
       // Less urgent ones do not go before it while it is read.
       if (chunk?.read === undefined) return
       if (this.#socket.writableLength >= UNSENT_BYTES_MAX) return
-      if (!isMiss && !(chunk.read instanceof Error) && this.#sentBytes + CHUNK_HEADER_BYTES + chunk.read.payload.length > this.#windowBytes) return
       if (!this.#rates.admits(isMiss, this.#wake)) return
       this.#queue.remove(chunk)
       this.#write(chunk, chunk.read)
