@@ -114,9 +114,10 @@ test('a disk streams over a thin line while it is written to; agent and server a
       const client = await NbdClient.connect(nbd, { exportName: 'desk' })
       await check(client, 20)
       await server.stop('SIGKILL')
-      await write(client, 10)
-      const port = server.document.http as string
-      server = await VarveServer.start(home.path, `unix:${home.socket()}`, { args: ['--http', port] })
+      // What these lack of the blocks that they change waits for the server.
+      const written = write(client, 10)
+      server = await VarveServer.start(home.path, `unix:${home.socket()}`, { args: ['--http', server.document.http] })
+      await written
       await check(client, 40)
       line.cut()
       await sleep(300)
