@@ -22,7 +22,8 @@ export function upgradeTo(server: http.Server, streams: StreamServer): void {
       streams.accept(socket, head)
     } else {
       socket.on('error', () => undefined)
-      socket.end(REFUSED)
+      socket.write(REFUSED)
+      socket.destroySoon()
     }
   })
 }

@@ -13,6 +13,8 @@ export const READS_MAX = 16
 export const BACKGROUND_READS_MAX = 3
 /** Disks of one connection. */
 export const DISKS_MAX = 16
+/** Reports of one connection that wait to be recorded: one is at a time, over all connections. */
+export const REPORTS_MAX = 16
 /** JSON of AUTH or OPEN, bytes. */
 export const JSON_BYTES_MAX = 4096
 /** How long an agent may take to read why its connection ends. */

@@ -76,6 +76,7 @@ export class RateBucket {
   }
 
   take(bytes: number): void {
+    this.#refill()
     this.#level -= bytes
   }
 
@@ -119,17 +120,24 @@ export class RateBucket {
 
   /** How far the bucket is below where it must be. */
   #lackingBytes(urgent: boolean): number {
+    const burst = this.#refill()
+    // A level of zero is not enough: a bucket without anything would let everything through.
+    return burst === undefined ? 0 : (urgent ? 1 : burst * RESERVE) - this.#level
+  }
+
+  /** @returns what the bucket holds when it is full; undefined if it has no bottom */
+  #refill(): number | undefined {
     const rate = this.#bytesPerSecond()
     const nowMs = this.#clock.nowMs()
+    const sinceMs = nowMs - this.#filledAtMs
+    this.#filledAtMs = nowMs
     if (rate === undefined) {
       this.#level = Infinity
-      return 0
+      return undefined
     }
     const burst = Math.max(BURST_BYTES_MIN, rate * BURST_MS / 1000)
-    this.#level = Math.min(burst, this.#level + rate * (nowMs - this.#filledAtMs) / 1000)
-    this.#filledAtMs = nowMs
-    // A level of zero is not enough: a bucket without anything would let everything through.
-    return (urgent ? 1 : burst * RESERVE) - this.#level
+    this.#level = Math.min(burst, this.#level + rate * sinceMs / 1000)
+    return burst
   }
 }
 

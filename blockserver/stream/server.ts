@@ -33,6 +33,7 @@ export class StreamServer implements AsyncDisposable {
   /** Oldest first, with where each comes from. */
   readonly #sessions = new Map<StreamSession, { address: string | undefined }>()
   readonly #recheck: NodeJS.Timeout
+  #turn: Promise<unknown> = Promise.resolve()
   #limits: StreamLimits
   #rates: RateLimits
   #closing = false
@@ -67,6 +68,7 @@ export class StreamServer implements AsyncDisposable {
     const address = socket.remoteAddress === undefined ? undefined : plainAddress(socket.remoteAddress)
     const session = new StreamSession(socket, head, {
       source: this.#source, limits: this.#limits, turns: this.#turns, metrics: this.#metrics, log: this.#log,
+      inTurn: (work) => this.#inTurn(work),
       authenticated: (agent, authenticated) => this.#authenticated(agent, authenticated, address),
     })
     this.#sessions.set(session, { address })
@@ -99,6 +101,13 @@ export class StreamServer implements AsyncDisposable {
     const sessions = [...this.#sessions.keys()]
     for (const session of sessions) session.end(new VarveError('CONNECTION_LOST', 'the server ends'))
     await Promise.all(sessions.map(({ closed }) => closed))
+    await this.#turn.catch(() => undefined)
+  }
+
+  async #inTurn(work: () => Promise<void>): Promise<void> {
+    const turn = this.#turn.catch(() => undefined).then(work)
+    this.#turn = turn
+    return turn
   }
 
   #authenticated(agent: StreamAgent, session: StreamSession, address: string | undefined) {

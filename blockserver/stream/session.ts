@@ -9,7 +9,7 @@ import { isVarveError, VarveError } from '@varve/images/errors.ts'
 import { isSignedBy } from './authentication.ts'
 import { ChunkSender } from './chunk-sender.ts'
 import { AgentFrame, CHALLENGE_BYTES, frame, FRAME_BYTES_MAX, FrameReader, GET_DIGESTS_MAX, jsonFrame, type Priority, ServerFrame } from './frames.ts'
-import { DISKS_MAX, JSON_BYTES_MAX, LINGER_MS, type StreamLimits, UNSENT_BYTES_MAX } from './limits.ts'
+import { DISKS_MAX, JSON_BYTES_MAX, LINGER_MS, REPORTS_MAX, type StreamLimits, UNSENT_BYTES_MAX } from './limits.ts'
 import type { StreamMetrics } from './metrics.ts'
 import type { RateBuckets } from './rate-limits.ts'
 import type { ReadTurns } from './read-turns.ts'
@@ -21,6 +21,8 @@ export interface StreamSessionOptions {
   limits: StreamLimits
   turns: ReadTurns
   metrics: StreamMetrics
+  /** Runs work one after another, over all connections. */
+  inTurn: (work: () => Promise<void>) => Promise<void>
   log: Logger
   /** The agent has proven who it is. @returns what it may take */
   authenticated(agent: StreamAgent, session: StreamSession): RateBuckets
@@ -57,6 +59,7 @@ export class StreamSession {
   /** Disks are opened one after another, so that answers come in the order of OPENs. */
   #opening: Promise<void> = Promise.resolve()
   #opens = 0
+  #reports = 0
 
   /** @param socket after the upgrade; is destroyed in the end @param head what has been read of it already */
   constructor(socket: Socket, head: Buffer, options: StreamSessionOptions) {
@@ -219,14 +222,12 @@ export class StreamSession {
     const disk = this.#disks.get(map)
     // An agent may speak of what it opened on an earlier connection, and of what is newer now.
     if (disk === undefined) return this.#log.info({ map }, 'a report about a disk that was not opened on its stream is ignored')
-    const rest = payload.subarray(DIGEST_BYTES)
-    let recorded
-    if (type === AgentFrame.BOOT) recorded = disk.recordBoot(decodeBoot(rest, disk.chunkCount))
-    else {
-      const { numbers, uses } = decodeHeat(rest, disk.chunkCount)
-      recorded = disk.recordHeat(numbers, uses)
-    }
-    recorded.catch((error: unknown) => this.#log.error({ err: error, map }, 'a report could not be recorded'))
+    if (this.#reports >= REPORTS_MAX) throw new VarveError('LIMIT_EXCEEDED', `more than ${REPORTS_MAX} reports wait on one connection`)
+    this.#reports++
+    const record = recordOf(type, payload.subarray(DIGEST_BYTES), disk)
+    this.#options.inTurn(record)
+      .catch((error: unknown) => this.#log.error({ err: error, map }, 'a report could not be recorded'))
+      .finally(() => this.#reports--)
   }
 
   #stop(): void {
@@ -244,6 +245,16 @@ export class StreamSession {
     for (const disk of this.#disks.values()) await disk.close().catch((error: unknown) => this.#log.error({ err: error }, 'a disk of a stream could not be closed'))
     this.#disks.clear()
   }
+}
+
+/** @throws VarveError PROTOCOL_INVALID */
+function recordOf(type: number, payload: Buffer, disk: StreamDisk): () => Promise<void> {
+  if (type === AgentFrame.BOOT) {
+    const numbers = decodeBoot(payload, disk.chunkCount)
+    return () => disk.recordBoot(numbers)
+  }
+  const { numbers, uses } = decodeHeat(payload, disk.chunkCount)
+  return () => disk.recordHeat(numbers, uses)
 }
 
 /** @throws VarveError PROTOCOL_INVALID */

@@ -22,7 +22,7 @@ export function addServeCommand(program: Command): void {
       await using home = await invocation.openHome(settings.home)
       await using service = await Service.start(settings, { home, log })
       const names = (await service.exports()).map(({ name }) => name)
-      const addresses = [...service.nbdAddresses, ...(service.httpAddress === undefined ? [] : [`http ${service.httpAddress}`])]
+      const addresses = [...service.nbdAddresses, ...(service.httpAddress === undefined ? [] : [`http${settings.http.tls === 'off' ? '' : 's'} ${service.httpAddress}`])]
       const summary = `serving ${names.length} exports on ${addresses.join(', ')}`
       invocation.result({ nbd: service.nbdAddresses, http: service.httpAddress ?? null, exports: names, pid: process.pid }, `${summary}\n${names.map((name) => `  ${name}`).join('\n')}`)
       log.info({ nbd: service.nbdAddresses, http: service.httpAddress, exports: names.length, config: file }, 'serving')

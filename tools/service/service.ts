@@ -34,6 +34,7 @@ export class Service implements AsyncDisposable {
   readonly #cache: ChunkCache
   readonly #nbd: NbdServer
   readonly #home: Home
+  readonly #streamed: HomeStreams
   readonly #streams: StreamServer
   readonly #log: Logger
   /** What is closed last. */
@@ -56,6 +57,7 @@ export class Service implements AsyncDisposable {
       threads, exports: exportsOfHome(home.directory, cache), threadEnded: (thread) => cache.threadEnded(thread), log, limits: settings.limits, ...policyOptions(settings),
     }))
     const service = new Service(settings, { exports: new HomeExports(home, log, cache), cache, nbd, home, log })
+    opened.use(service.#streamed)
     opened.use(service.#streams)
     await service.#listenHttp()
     service.#opened = opened.move()
@@ -69,7 +71,8 @@ export class Service implements AsyncDisposable {
     this.#nbd = nbd
     this.#home = home
     this.#log = log
-    this.#streams = new StreamServer({ source: new HomeStreams(home, log), settings: streamSettings(settings), log })
+    this.#streamed = new HomeStreams(home, log)
+    this.#streams = new StreamServer({ source: this.#streamed, settings: streamSettings(settings), log })
   }
 
   get nbdAddresses(): readonly string[] {
@@ -121,11 +124,13 @@ export class Service implements AsyncDisposable {
       enrol: async ({ token, publicKey, name }) => {
         const { id } = await this.#home.catalog.enrolAgent({ tokenHash: tokenHash(token), publicKey, name })
         this.#log.info({ agent: id, name }, 'an agent was enrolled')
+        await this.#streamed.prepare()
         return id
       },
       stopping: () => this.#stopping,
     }
     // Fastify and its schemas take longer to load than all the rest: only for those who want them.
+    this.#streamed.prepare().catch((error: unknown) => this.#log.error({ err: error }, 'agents could not be looked up'))
     const { HttpServer: Http } = await import('@varve/blockserver/http/server.ts')
     this.#http = await Http.listen(listen, { view, streams: this.#streams, credentials: httpCredentials(this.#settings), log: this.#log }).catch((cause: unknown) => {
       if (!isVarveError(cause, 'ADDRESS_INVALID')) throw cause

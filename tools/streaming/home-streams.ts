@@ -1,49 +1,32 @@
 /**
  * A home as the stream server needs it: its agents, its CVDs and snapshots as block maps that stay while they are streamed, its chunks as stored.
  */
-import { randomBytes } from 'node:crypto'
-import { existsSync } from 'node:fs'
 import type { Logger } from 'pino'
 import type { StreamAgent, StreamDisk, StreamSource } from '@varve/blockserver/stream/source.ts'
-import { compose } from '@varve/composer/compose.ts'
-import { prepareRecipe } from '@varve/composer/prepare-recipe.ts'
-import { type Digest, digestToHex } from '@varve/images/chunk/digest.ts'
+import type { Digest } from '@varve/images/chunk/digest.ts'
 import { isVarveError, VarveError } from '@varve/images/errors.ts'
 import type { Agent } from '@varve/images/store/catalog-agents.ts'
 import type { Home } from '@varve/images/store/home.ts'
 import { parseCvdName } from '@varve/images/store/names.ts'
 import type { StoredChunk } from '@varve/images/store/pack-store.ts'
-import { settledSnapshot, settledState } from '../create-snapshot.ts'
-import { snapshotName } from '../exports.ts'
-import { readMap } from '../settlement.ts'
-import { bootListsOf, recordBoot, recordHeat } from './boot-lists.ts'
+import { recordBoot } from './boot-lists.ts'
+import { DiskWorker } from './disk-worker.ts'
 
-/** Maps whose size is remembered: a map is large, and is read for that alone. */
-const SIZES_MAX = 1000
-
-interface State {
-  map: Digest
-  /** Name of the snapshot that this is, if it is one. */
-  snapshot: string | null
-}
-
-interface MapSize {
-  sizeBytes: number
-  chunkCount: number
-}
-
-export class HomeStreams implements StreamSource {
+export class HomeStreams implements StreamSource, AsyncDisposable {
   readonly #home: Home
   readonly #log: Logger
-  /** By map. */
-  readonly #sizes = new Map<string, MapSize>()
-  /** By CVD, what is done to find its state: one after another, so that the next finds what the one before has settled. */
-  readonly #turns = new Map<string, Promise<unknown>>()
+  readonly #worker: DiskWorker
 
   /** @param home borrowed */
   constructor(home: Home, log: Logger) {
     this.#home = home
     this.#log = log
+    this.#worker = new DiskWorker(home.directory)
+  }
+
+  /** If there are agents, one may come soon: what takes time to start is started. */
+  async prepare(): Promise<void> {
+    if ((await this.#home.catalog.agents()).some(({ revokedAtMs }) => revokedAtMs === null)) this.#worker.prepare()
   }
 
   async agent(id: string): Promise<Agent | undefined> {
@@ -70,20 +53,18 @@ export class HomeStreams implements StreamSource {
     if (agent === undefined) throw new VarveError('AUTH_FAILED', 'the agent was revoked')
     // What it may not open is not told apart from what does not exist.
     if (agent.cvds !== null && !agent.cvds.includes(cvd)) throw new VarveError('NOT_FOUND', `there is no CVD ${JSON.stringify(cvd)}`)
-    // Before the catalog is asked: what it names then stays.
+    // Before the catalog is asked: what it names then stays, and the lists that are made.
     const lease = this.#home.store.lease()
     try {
-      const state = await this.#inTurn(cvd, () => (snapshot === undefined ? this.#newest(cvd, signal) : this.#snapshot({ cvd, name: snapshot, signal })))
-      if (snapshot === undefined) await this.#home.catalog.assignCvd(cvd, id)
-      const { map } = state
-      const lists = await bootListsOf(this.#home, map, name)
+      const state = await this.#worker.state(name, signal)
+      if (snapshot === undefined) {
+        await this.#home.catalog.assignCvd(cvd, id)
+        if (state.snapshot !== null) this.#log.info({ cvd, snapshot: state.snapshot }, 'the newest state of a CVD was settled for a stream')
+      }
       return {
-        ...await this.#sizeOf(map),
-        ...lists,
-        map,
-        snapshot: state.snapshot === null ? null : `${cvd}@${state.snapshot}`,
-        recordBoot: async (numbers) => void (await recordBoot(this.#home, map, numbers)),
-        recordHeat: (chunks, uses) => recordHeat(this.#home, map, { chunks, uses }),
+        ...state,
+        recordBoot: async (numbers) => void (await recordBoot(this.#home, state.map, numbers)),
+        recordHeat: (chunks, uses) => this.#worker.recordHeat(state.map, { chunks, uses }),
         close: async () => lease.release(),
       }
     } catch (error) {
@@ -92,46 +73,7 @@ export class HomeStreams implements StreamSource {
     }
   }
 
-  async #snapshot(options: { cvd: string; name: string; signal: AbortSignal }): Promise<State> {
-    return { map: await settledSnapshot(this.#home, options), snapshot: options.name }
-  }
-
-  /** Composed if it was never started; its base if nothing was written to that; else what a snapshot shows that is taken for it. */
-  async #newest(name: string, signal: AbortSignal): Promise<State> {
-    const { store, catalog } = this.#home
-    const cvd = await catalog.cvd(name)
-    if (cvd.baseMap === null) {
-      const recipe = await prepareRecipe({ cvd: name }, { catalog, store, signal })
-      return { map: (await compose(recipe, { store, catalog, signal })).mapDigest, snapshot: null }
-    }
-    if (!existsSync(this.#home.overlayDirectory(cvd.id, cvd.overlay!))) return { map: cvd.baseMap, snapshot: null }
-    // It is kept: an agent that was away goes on with it, whatever has been written since.
-    const snapshot = `stream-${snapshotName()}-${randomBytes(2).toString('hex')}`
-    const state = await settledState(this.#home, { cvd: name, name: snapshot, signal })
-    this.#log.info({ cvd: name, snapshot: state.snapshot }, 'the newest state of a CVD was settled for a stream')
-    return state
-  }
-
-  async #inTurn<Result>(cvd: string, work: () => Promise<Result>): Promise<Result> {
-    const before = this.#turns.get(cvd)
-    const turn = (before ?? Promise.resolve()).catch(() => undefined).then(work)
-    this.#turns.set(cvd, turn)
-    try {
-      return await turn
-    } finally {
-      if (this.#turns.get(cvd) === turn) this.#turns.delete(cvd)
-    }
-  }
-
-  async #sizeOf(map: Digest): Promise<MapSize> {
-    const key = digestToHex(map)
-    let size = this.#sizes.get(key)
-    if (size === undefined) {
-      const { sizeBytes, chunkCount } = await readMap(this.#home, map)
-      size = { sizeBytes, chunkCount }
-      if (this.#sizes.size >= SIZES_MAX) this.#sizes.delete(this.#sizes.keys().next().value!)
-      this.#sizes.set(key, size)
-    }
-    return size
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#worker[Symbol.asyncDispose]()
   }
 }

@@ -21,8 +21,12 @@ export class MemorySource implements StreamSource {
   readonly boots: number[][] = []
   readonly heat: [numbers: number[], uses: number[]][] = []
   disksOpen = 0
-  /** What reads wait for. */
+  /** What reads wait for, and the recording of reports. */
   hold: Promise<unknown> | undefined
+  holdReports: Promise<unknown> | undefined
+  /** That were recorded at one time. */
+  reportsMost = 0
+  #reports = 0
 
   addAgent(): AgentKey {
     const { publicKey, privateKey } = generateKeyPairSync('ed25519')
@@ -58,10 +62,17 @@ export class MemorySource implements StreamSource {
       snapshot: null,
       bootSet: null,
       order: digestOf(Buffer.from('order')),
-      recordBoot: async (numbers) => void this.boots.push([...numbers]),
-      recordHeat: async (numbers, uses) => void this.heat.push([[...numbers], [...uses]]),
+      recordBoot: (numbers) => this.#record(() => this.boots.push([...numbers])),
+      recordHeat: (numbers, uses) => this.#record(() => this.heat.push([[...numbers], [...uses]])),
       close: async () => void this.disksOpen--,
     }
+  }
+
+  async #record(record: () => void): Promise<void> {
+    this.reportsMost = Math.max(this.reportsMost, ++this.#reports)
+    await this.holdReports
+    record()
+    this.#reports--
   }
 
   async stored(digest: Digest): Promise<StoredChunk> {

@@ -6,7 +6,7 @@ import { once } from 'node:events'
 import test from 'node:test'
 import { digestOf } from '@varve/images/chunk/digest.ts'
 import { AgentFrame, CHUNK_HEADER_BYTES, frame, FRAME_BYTES_MAX, GET_DIGESTS_MAX, jsonFrame, Priority, ServerFrame, WAITING_DIGESTS_MAX } from '@varve/blockserver/stream/frames.ts'
-import { DISKS_MAX, UNSENT_BYTES_MAX } from '@varve/blockserver/stream/limits.ts'
+import { DISKS_MAX, REPORTS_MAX, UNSENT_BYTES_MAX } from '@varve/blockserver/stream/limits.ts'
 import { Random, testSeed } from '../../random.ts'
 import { hexOf, RawAgent } from './raw-agent.ts'
 import { serveStreams } from './serve-streams.ts'
@@ -275,6 +275,28 @@ test('reports about the disk that was opened are taken, of another are ignored, 
     wrong.send(type, map, Buffer.from(bytes))
     assert.equal((await wrong.ended())?.code, 'PROTOCOL_INVALID', String(bytes))
   }
+})
+
+test('reports are recorded one after another, and no more of a connection wait than a few', async () => {
+  await using serving = await serveStreams()
+  const map = digestOf(Buffer.from('desk'))
+  const { promise, resolve: release } = Promise.withResolvers<void>()
+  serving.source.holdReports = promise
+  using agent = await serving.open()
+  using other = await serving.open(serving.source.addAgent())
+  await agent.openDisk('desk')
+  await other.openDisk('desk')
+  for (let count = 0; count < REPORTS_MAX; count++) agent.send(AgentFrame.BOOT, map, Buffer.from([count]))
+  await agent.settled()
+  other.send(AgentFrame.BOOT, map, Buffer.from([99]))
+  await other.settled()
+  assert.equal(serving.source.reportsMost, 1)
+  agent.send(AgentFrame.HEAT, map)
+  assert.equal((await agent.ended())?.code, 'LIMIT_EXCEEDED')
+  release()
+  while (serving.source.boots.length < REPORTS_MAX + 1) await new Promise(setImmediate)
+  assert.deepEqual(serving.source.boots.flat(), [...Array(REPORTS_MAX).keys(), 99])
+  assert.equal(serving.source.reportsMost, 1)
 })
 
 test('an agent that does not read holds no more than little of the server, and can go on', async () => {
