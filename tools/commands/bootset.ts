@@ -41,7 +41,7 @@ export function addBootSetCommands(program: Command): void {
   bootset.command('record').argument('<cvd>')
     .option('--nbd <address>', 'HOST:PORT or unix:PATH', '127.0.0.1:10809')
     .option('--seconds <count>', 'the boot ends so long after its first read', seconds, 600)
-    .option('--quiet <count>', 'or when nothing new was read for so long', seconds, 15)
+    .option('--quiet <count>', 'or when nothing new was read for so long', seconds, 30)
     .description('serve a CVD, alone and over NBD, and learn from its next boot; Ctrl-C ends the boot too')
     .action(action(async (invocation, name: string, options: RecordOptions) => {
       await using home = await invocation.openHome()
