@@ -109,7 +109,7 @@ class Guess {
     for (let index = 0; index < pending.length && this.#units.size < UNITS_MAX; index++) {
       if (this.#units.has(pending[index])) continue
       this.#units.add(pending[index])
-      pending.push(...(await this.#addUnit(pending[index])))
+      for (const unit of await this.#addUnit(pending[index])) pending.push(unit)
     }
   }
 
@@ -166,7 +166,7 @@ class Guess {
       for (const directory of UNIT_DIRECTORIES) {
         await take(`${directory}/${own}`)
         for (const part of await this.#names(`${directory}/${own}.d`)) await take(`${directory}/${own}.d/${part}`)
-        for (const kind of ['wants', 'requires', 'upholds']) found.push(...(await this.#names(`${directory}/${own}.${kind}`)))
+        for (const kind of ['wants', 'requires', 'upholds']) for (const other of await this.#names(`${directory}/${own}.${kind}`)) found.push(other)
       }
     }
     if (name.endsWith('.socket')) found.push(name.replace(/socket$/, 'service'))

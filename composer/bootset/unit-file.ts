@@ -25,7 +25,7 @@ export function parseUnitFile(text: string): UnitFile {
     const equals = line.indexOf('=')
     const key = line.slice(0, Math.max(equals, 0)).trim()
     const value = line.slice(equals + 1).trim()
-    if (PULLS_IN.has(key)) unit.units.push(...value.split(/\s+/).filter((name) => name !== '' && name.length <= NAME_CHARACTERS_MAX))
+    if (PULLS_IN.has(key)) for (const name of value.split(/\s+/)) if (name !== '' && name.length <= NAME_CHARACTERS_MAX) unit.units.push(name)
     const program = STARTS.test(key) ? PROGRAM.exec(value)?.[1] : undefined
     if (program !== undefined) unit.programs.push(program)
   }
