@@ -139,8 +139,8 @@ async function bootSetNamed(home: Home, name: string, signal: AbortSignal): Prom
     if (isVarveError(error, 'NOT_FOUND')) return undefined
     throw error
   })
-  const set = cvd === undefined ? (await learnedBootSet(layerKey(name), home))?.set : await bootSetOf({ layers: cvd.layers, cvd }, home)
-  if (set !== undefined) return { source: 'learned', set }
+  const set = cvd === undefined ? (await learnedBootSet(layerKey(name), home))?.set : (await bootSetOf({ layers: cvd.layers, cvd }, home)).set
+  if (set !== undefined && set.entries.length > 0) return { source: 'learned', set }
   if (cvd === undefined) throw new VarveError('NOT_FOUND', `there is no CVD ${JSON.stringify(name)}, and no boot of a layer of that name was learned from`)
   return { source: 'guessed', set: await guess(home, cvd, signal) }
 }

@@ -115,7 +115,7 @@ describe(`boot lists (seed ${seed})`, () => {
     assert.deepEqual([isBoot(large, 5000), isBoot(large, 90_000)], [true, false])
   })
 
-  test('what is not in the boot set is filled by heat, of the CVD before that of others', async () => {
+  test('what is used and not in the boot set is filled by heat, of the CVD before that of others', async () => {
     using scratch = new ScratchDirectory('boot-lists')
     await using home = await Home.open(scratch.join('home'))
     await importFiles(home, scratch, 'base')
@@ -128,8 +128,8 @@ describe(`boot lists (seed ${seed})`, () => {
     const hex = (chunk: number): string => digestToHex(map.chunkDigest(chunk))
     const boot = await listed(home, bootSet)
     const fill = await listed(home, order)
-    assert.deepEqual(fill.slice(0, 2), [hex(hot), hex(warm)])
-    assert.deepEqual([...boot, ...fill].sort(), Array.from(map.chunkBytes, (_, chunk) => hex(chunk)).sort(), 'all chunks, each once')
+    assert.deepEqual(fill, [hex(hot), hex(warm)])
+    assert.ok(boot.includes(hex(inBootSet)))
 
     // Others over the same files know what is hot in the fleet, and put their own first.
     const other = await startCvd(home, 'other', ['base'])
