@@ -3,6 +3,7 @@ import assert from 'node:assert/strict'
 import { mkdirSync, writeFileSync } from 'node:fs'
 import { describe, test } from 'node:test'
 import path from 'node:path'
+import { pino } from 'pino'
 import { BOOT_SET_KIND, layerKey, learnedBootSet } from '@varve/composer/bootset/stored-boot-sets.ts'
 import { importLayer } from '@varve/composer/import/import-layer.ts'
 import { DiskView } from '@varve/composer/bootset/disk-view.ts'
@@ -18,6 +19,8 @@ import { getObject } from '@varve/images/store/object.ts'
 import { reachableChunks } from '@varve/images/store/reachable.ts'
 import { CvdDisk } from '@varve/tools/cvd-disk.ts'
 import { readMap } from '@varve/tools/settlement.ts'
+import { makeToken, tokenHash } from '@varve/tools/streaming/agent-token.ts'
+import { HomeStreams } from '@varve/tools/streaming/home-streams.ts'
 import { BOOT_CHUNKS_MIN, bootListsOf, forgetLeftBootSets, HEAT_KIND, isBoot, recordBoot, recordHeat } from '@varve/tools/streaming/boot-lists.ts'
 import { Random, testSeed } from '../../random.ts'
 import { ScratchDirectory } from '../../varve-command.ts'
@@ -159,6 +162,28 @@ describe(`boot lists (seed ${seed})`, () => {
       assert.equal(digestToHex((await compose(await prepareRecipe({ cvd: name }, home), home)).mapDigest), digestToHex(digest), name)
     }
     assert.equal(digestToHex((await startCvd(home, 'three', ['base'])).digest), digestToHex(two.digest))
+  })
+
+  test('an agent that comes back finds its disk as it was, though its own boot was learned from', async () => {
+    using scratch = new ScratchDirectory('boot-lists')
+    await using home = await Home.open(scratch.join('home'))
+    await importFiles(home, scratch, 'base')
+    await home.catalog.createCvd({ name: 'desk', layers: ['base'], policy: { boot: 'none' } })
+    const { token, hash } = makeToken(undefined)
+    await home.catalog.addAgentToken({ hash, cvds: null, uses: 1, expiresAtMs: Date.now() + 3_600_000 })
+    const agent = await home.catalog.enrolAgent({ tokenHash: tokenHash(token), publicKey: new Uint8Array(32), name: 'machine' })
+    const streams = new HomeStreams(home, pino({ level: 'silent' }))
+    const { signal } = new AbortController()
+    const disk = await streams.openDisk('desk', { agent, signal })
+    const view = await DiskView.open(await readMap(home, disk.map), home.store)
+    const booted = await chunksOf(view, names('base', 50, 90))
+    await disk.recordBoot(Uint32Array.from(booted))
+    await disk.close()
+    const again = await streams.openDisk('desk', { agent, signal })
+    assert.deepEqual(Buffer.from(again.map), Buffer.from(disk.map))
+    const wanted = booted.map((chunk) => digestToHex(view.map.chunkDigest(chunk)))
+    assert.deepEqual((await listed(home, again.bootSet)).filter((digest) => wanted.includes(digest)), wanted)
+    await again.close()
   })
 
   test('collection keeps what was learned of layers and CVDs that are there, and only that', async () => {
