@@ -192,8 +192,8 @@ function namesIn(directory: string): string[] {
   }
 }
 
-/** The CVD with a base and an overlay. */
-async function startCvd(name: string, { home, signal }: CvdDiskOptions): Promise<Cvd> {
+/** The CVD with a base and an overlay. From its first start on its base stays, whatever is learned about boots of its layers. */
+export async function startCvd(name: string, { home, signal }: Pick<CvdDiskOptions, 'home' | 'signal'>): Promise<Cvd> {
   const { store, catalog } = home
   const cvd = await catalog.cvd(name)
   if (cvd.baseMap !== null) return cvd

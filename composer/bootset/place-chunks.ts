@@ -1,7 +1,7 @@
 /**
  * What the chunks of a disk are: which files, directories, inodes or areas they belong to. The other way round: translate.ts.
  */
-import { VarveError, isVarveError } from '@varve/images/errors.ts'
+import { isVarveError } from '@varve/images/errors.ts'
 import type { Ext4Found, Ext4Reader } from '@varve/images/filesystems/ext4/reader.ts'
 import { Kind } from '@varve/images/tree/tree.ts'
 import { Part, PATH_BYTES_MAX } from './boot-set.ts'
@@ -59,17 +59,14 @@ class Places {
     })
   }
 
-  /** What a damaged filesystem does not say stays without a name. */
+  /** What a damaged filesystem does not say, or is beyond a limit, stays without a name. */
   async addFiles(files: Ext4Reader): Promise<void> {
-    try {
-      for await (const found of files.walk()) await this.#addFound(files, found)
-    } catch (error) {
-      if (!isVarveError(error, 'FORMAT_INVALID', 'FORMAT_UNSUPPORTED', 'LIMIT_EXCEEDED')) throw error
-    }
+    await unlessDamaged(async () => {
+      for await (const found of files.walk()) if (found.path.length <= PATH_BYTES_MAX) await unlessDamaged(() => this.#addFound(files, found))
+    })
   }
 
   async #addFound(files: Ext4Reader, { path, inode }: Ext4Found): Promise<void> {
-    if (path.length > PATH_BYTES_MAX) throw new VarveError('LIMIT_EXCEEDED', `a path of ${path.length} bytes; at most ${PATH_BYTES_MAX} are looked at`)
     const position = files.inodePosition(inode.number)
     const step = Math.floor(position / INODE_STEP_BYTES)
     if (!this.#steps.has(step)) {
@@ -88,5 +85,13 @@ class Places {
       digest: this.#view.map.chunkDigest(this.#chunks[index]).slice(),
       places: places.length > 0 ? places : [{ part: Part.content, path: '', offset: 0, length: this.#view.map.chunkBytes[this.#chunks[index]] }],
     }))
+  }
+}
+
+async function unlessDamaged(work: () => Promise<void>): Promise<void> {
+  try {
+    await work()
+  } catch (error) {
+    if (!isVarveError(error, 'FORMAT_INVALID', 'FORMAT_UNSUPPORTED', 'LIMIT_EXCEEDED')) throw error
   }
 }

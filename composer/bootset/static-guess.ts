@@ -18,8 +18,10 @@ const GUESS_BYTES_MAX = 1 << 30
 /** Larger files are data that a boot reads a part of, if any. */
 const FILE_BYTES_MAX = 64 << 20
 const IMAGE_BYTES_MAX = 512 << 20
-/** Configuration is read whole; a larger file is none. */
-const TEXT_BYTES_MAX = 256 << 10
+/** Of a list of all modules; it is looked into whole. */
+const MODULE_INDEX_BYTES_MAX = 8 << 20
+/** Of a file of configuration; a larger one is data. */
+const CONFIGURATION_BYTES_MAX = 256 << 10
 const DEPTH_MAX = 8
 const UNITS_MAX = 4096
 
@@ -37,6 +39,12 @@ const CONFIGURATION = [
   'usr/lib/udev/rules.d', 'etc/udev', 'usr/lib/modprobe.d', 'usr/lib/modules-load.d', 'usr/lib/sysctl.d', 'usr/lib/sysusers.d', 'usr/lib/tmpfiles.d', 'usr/lib/environment.d', 'usr/lib/binfmt.d',
   'usr/lib/systemd/network', 'usr/lib/systemd/system-preset', 'usr/share/dbus-1', 'etc',
 ]
+/** Modules that systemd asks for by name, and those of processors, buses and filesystems that nearly every machine of 64 bits loads. */
+const MODULES = new Set([
+  'autofs4', 'configfs', 'dm_mod', 'drm', 'efi_pstore', 'efivarfs', 'fuse', 'loop', 'ip_tables', 'x_tables', 'ipv6', 'unix',
+  'kvm', 'kvm_intel', 'kvm_amd', 'aesni_intel', 'cryptd', 'crypto_simd', 'ghash_clmulni_intel', 'sha1_ssse3', 'sha256_ssse3', 'sha512_ssse3', 'crc32_pclmul', 'crct10dif_pclmul', 'polyval_clmulni',
+  'acpi_cpufreq', 'button', 'evdev', 'serio_raw', 'psmouse', 'qemu_fw_cfg', 'virtio_net', 'virtio_blk', 'virtio_scsi', 'virtio_gpu', 'virtio_balloon', 'virtio_rng', 'sg', 'vfat', 'nls_ascii', 'nls_cp437',
+])
 const LOCALE = ['usr/lib/locale/C.utf8', 'usr/lib/locale/C.UTF-8']
 
 /** @throws VarveError CHUNK_MISSING, CHUNK_CORRUPT */
@@ -101,7 +109,7 @@ class Guess {
     for (let index = 0; index < pending.length && this.#units.size < UNITS_MAX; index++) {
       if (this.#units.has(pending[index])) continue
       this.#units.add(pending[index])
-      pending.push(...(await this.#addUnit(pending[index])))
+      for (const unit of await this.#addUnit(pending[index])) pending.push(unit)
     }
   }
 
@@ -110,17 +118,25 @@ class Guess {
     for (const path of PROGRAM_PATHS) await this.#addProgram(path)
   }
 
-  /** Indexes of modules, of the kernel that is booted. */
+  /** Of the kernel that is booted: indexes, and modules with those that they need. */
   async addModules(): Promise<void> {
     for (const parent of ['usr/lib/modules', 'lib/modules']) {
       for (const version of (await this.#names(parent)).sort((a, b) => compareVersions(b, a)).slice(0, 1)) {
-        for (const name of await this.#names(`${parent}/${version}`)) if (/^modules\.(?:.*\.bin|softdep)$/.test(name)) await this.#addFile(`${parent}/${version}/${name}`)
+        const directory = `${parent}/${version}`
+        for (const name of await this.#names(directory)) if (/^modules\.(?:.*\.bin|softdep|devname)$/.test(name)) await this.#addFile(`${directory}/${name}`)
+        // Lines of `MODULE: NEEDED ...`, the last one needed is loaded first.
+        for (const line of (await this.#text(`${directory}/modules.dep`, MODULE_INDEX_BYTES_MAX)).split('\n')) {
+          const [module, needed = ''] = line.split(':', 2)
+          const name = module.slice(module.lastIndexOf('/') + 1).split('.', 1)[0]
+          if (!MODULES.has(name.replaceAll('-', '_'))) continue
+          for (const path of [...needed.split(' ').reverse(), module]) if (path !== '') await this.#addFile(`${directory}/${path}`)
+        }
       }
     }
   }
 
   async addConfiguration(): Promise<void> {
-    for (const directory of CONFIGURATION) await this.#addBelow(directory, TEXT_BYTES_MAX)
+    for (const directory of CONFIGURATION) await this.#addBelow(directory, CONFIGURATION_BYTES_MAX)
     await this.#addFile('usr/lib/udev/hwdb.bin')
   }
 
@@ -142,7 +158,7 @@ class Guess {
     const found: string[] = []
     const take = async (path: string): Promise<void> => {
       const { units, programs } = parseUnitFile(await this.#text(path))
-      if (!(await this.#addFile(path, TEXT_BYTES_MAX))) return
+      if (!(await this.#addFile(path, CONFIGURATION_BYTES_MAX))) return
       found.push(...units)
       for (const program of programs) await this.#addProgram(program.replace(/^\//, ''))
     }
@@ -150,7 +166,7 @@ class Guess {
       for (const directory of UNIT_DIRECTORIES) {
         await take(`${directory}/${own}`)
         for (const part of await this.#names(`${directory}/${own}.d`)) await take(`${directory}/${own}.d/${part}`)
-        for (const kind of ['wants', 'requires', 'upholds']) found.push(...(await this.#names(`${directory}/${own}.${kind}`)))
+        for (const kind of ['wants', 'requires', 'upholds']) for (const other of await this.#names(`${directory}/${own}.${kind}`)) found.push(other)
       }
     }
     if (name.endsWith('.socket')) found.push(name.replace(/socket$/, 'service'))
@@ -234,9 +250,9 @@ class Guess {
   }
 
   /** Content of a file of configuration; nothing if there is none. */
-  async #text(path: string): Promise<string> {
+  async #text(path: string, bytesMax = CONFIGURATION_BYTES_MAX): Promise<string> {
     const found = await this.#view.resolve(path)
-    if (found?.inode.kind !== Kind.file || found.inode.sizeBytes > TEXT_BYTES_MAX) return ''
-    return (await this.#view.files!.content(found.inode, 0, TEXT_BYTES_MAX)).toString('latin1')
+    if (found?.inode.kind !== Kind.file || found.inode.sizeBytes > bytesMax) return ''
+    return (await this.#view.files!.content(found.inode, 0, bytesMax)).toString('latin1')
   }
 }

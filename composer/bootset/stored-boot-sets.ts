@@ -55,15 +55,19 @@ export async function learnedBootSet(key: string, { store, catalog }: BootSetHom
   }
 }
 
-/** All that was learned of a stack; undefined if nothing was. */
-export async function bootSetOf({ layers, cvd }: BootStack, home: BootSetHome): Promise<BootSet | undefined> {
+/**
+ * All that was learned of a stack.
+ * @returns `complete` is false if there is a layer that has not been in any boot yet: of what that adds, nothing is known
+ */
+export async function bootSetOf({ layers, cvd }: BootStack, home: BootSetHome): Promise<{ set: BootSet; complete: boolean }> {
   const sets: BootSet[] = []
+  let complete = true
   for (const key of keysOf({ layers, cvd })) {
     const learned = await learnedBootSet(key, home)
     if (learned !== undefined) sets.push(learned.set)
+    else if (cvd === undefined || key !== cvdKey(cvd.id)) complete = false
   }
-  const combined = BootSet.combine(sets)
-  return combined.entries.length === 0 ? undefined : combined
+  return { set: BootSet.combine(sets), complete }
 }
 
 /** Learns from one boot of a disk. @param chunks what it used, in the order of their first use */
@@ -82,12 +86,12 @@ export async function learnBoot({ layers, cvd }: BootStack, chunks: readonly Pla
   for (const [key, own] of byKey) await addBoot(key, own, home)
 }
 
-/** As often as somebody else was faster. */
+/** A layer of which nothing was used has been in a boot too. Tried as often as somebody else was faster. */
 async function addBoot(key: string, chunks: readonly (PlacedChunk & { rank: number })[], home: BootSetHome): Promise<void> {
   for (;;) {
     const before = await home.catalog.object(BOOT_SET_KIND, key)
     const learned = await learnedBootSet(key, home)
-    if (learned === undefined && chunks.length === 0) return
+    if (learned === undefined && chunks.length === 0 && !key.startsWith(layerKey(''))) return
     await using writer = home.store.writer()
     const digest = putObject(writer, (learned?.set ?? BootSet.empty).with(chunks).encode())
     await writer.commit()
@@ -103,10 +107,10 @@ export async function layoutBootSet(layers: readonly Layer[], home: BootSetHome)
   const key = stackKey(layers.map(({ digest }) => digest))
   const chosen = await learnedBootSet(key, home)
   if (chosen !== undefined) return chosen.digest
-  const learned = await bootSetOf({ layers, cvd: undefined }, home)
-  if (learned === undefined) return null
+  const { set: learned } = await bootSetOf({ layers, cvd: undefined }, home)
   // What one boot in ten used, or has no file, does not order files.
   const ordering = learned.entries.filter((entry) => entry.part === Part.file && tierOf(entry, learned.boots) < 2)
+  if (ordering.length === 0) return null
   await using writer = home.store.writer()
   const digest = putObject(writer, new BootSet(learned.boots, ordering).encode())
   await writer.commit()

@@ -14,6 +14,13 @@ import type { DiskView, Segment, Trail } from './disk-view.ts'
 const DIGEST_WORDS = 8
 /** Linux reads inode tables in aligned pieces of so many blocks (inode_readahead_blks). */
 const INODE_READ_BLOCKS = 32
+/** Subjects whose places are kept. */
+const KNOWN_MAX = 256
+
+/** A part of a file or area that lies in one piece, `offset` bytes into it. */
+interface Piece extends Segment {
+  offset: number
+}
 
 /**
  * Chunks of the view's map, none twice, in the order in which a boot wants them.
@@ -40,6 +47,8 @@ class Translation {
   readonly #byDigest: ReadonlyMap<string, number>
   /** Inodes that have been added with all that belongs to them. */
   readonly #inodes = new Set<number>()
+  /** Where subjects lie: a large file has many entries, between those of others. */
+  readonly #known = new Map<string, readonly Piece[]>()
 
   constructor(view: DiskView, byDigest: ReadonlyMap<string, number>) {
     this.#view = view
@@ -62,7 +71,18 @@ class Translation {
   }
 
   /** Where the entry's subject lies. What leads there is added. */
-  async #segments({ part, path }: BootSetEntry): Promise<readonly (Segment & { offset: number })[]> {
+  async #segments({ part, path }: BootSetEntry): Promise<readonly Piece[]> {
+    const key = `${part} ${path}`
+    let segments = this.#known.get(key)
+    if (segments === undefined) {
+      segments = await this.#find(part, path)
+      if (this.#known.size === KNOWN_MAX) this.#known.delete(this.#known.keys().next().value!)
+      this.#known.set(key, segments)
+    }
+    return segments
+  }
+
+  async #find(part: Part, path: string): Promise<readonly Piece[]> {
     if (part === Part.content) return []
     if (part === Part.area) {
       let offset = 0
@@ -83,12 +103,12 @@ class Translation {
     this.#addRange(start + before - (before % bytes), bytes)
   }
 
-  #begins(segments: readonly (Segment & { offset: number })[], at: number, chunk: number): boolean {
+  #begins(segments: readonly Piece[], at: number, chunk: number): boolean {
     const { map } = this.#view
     return segments.some(({ offset, start, length }) => offset <= at && at < offset + length && map.refs[map.indexAt(start + at - offset)] === chunk)
   }
 
-  #addPart(segments: readonly (Segment & { offset: number })[], part: Place): void {
+  #addPart(segments: readonly Piece[], part: Place): void {
     for (const { offset, start, length } of segments) {
       const from = Math.max(offset, part.offset)
       const to = Math.min(offset + length, part.offset + part.length)

@@ -16,13 +16,16 @@ const STARTS = /^Exec(?:Condition|StartPre|Start|StartPost)$/
 const PROGRAM = /^[-@:+!|]*"?([^\s"]+)/
 /** Of a file that names no end of them. */
 const NAMES_MAX = 1024
+/** Of a unit's name, as systemd has it. */
+const NAME_CHARACTERS_MAX = 255
 
 export function parseUnitFile(text: string): UnitFile {
   const unit: UnitFile = { units: [], programs: [] }
   for (const line of text.replaceAll(/\\\r?\n/g, ' ').split('\n')) {
-    const [, key, value] = /^\s*(\w+)\s*=\s*(.*?)\s*$/.exec(line) ?? []
-    if (key === undefined || value === '') continue
-    if (PULLS_IN.has(key)) unit.units.push(...value.split(/\s+/))
+    const equals = line.indexOf('=')
+    const key = line.slice(0, Math.max(equals, 0)).trim()
+    const value = line.slice(equals + 1).trim()
+    if (PULLS_IN.has(key)) for (const name of value.split(/\s+/)) if (name !== '' && name.length <= NAME_CHARACTERS_MAX) unit.units.push(name)
     const program = STARTS.test(key) ? PROGRAM.exec(value)?.[1] : undefined
     if (program !== undefined) unit.programs.push(program)
   }

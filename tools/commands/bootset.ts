@@ -41,7 +41,7 @@ export function addBootSetCommands(program: Command): void {
   bootset.command('record').argument('<cvd>')
     .option('--nbd <address>', 'HOST:PORT or unix:PATH', '127.0.0.1:10809')
     .option('--seconds <count>', 'the boot ends so long after its first read', seconds, 600)
-    .option('--quiet <count>', 'or when nothing new was read for so long', seconds, 15)
+    .option('--quiet <count>', 'or when nothing new was read for so long', seconds, 30)
     .description('serve a CVD, alone and over NBD, and learn from its next boot; Ctrl-C ends the boot too')
     .action(action(async (invocation, name: string, options: RecordOptions) => {
       await using home = await invocation.openHome()
@@ -139,8 +139,8 @@ async function bootSetNamed(home: Home, name: string, signal: AbortSignal): Prom
     if (isVarveError(error, 'NOT_FOUND')) return undefined
     throw error
   })
-  const set = cvd === undefined ? (await learnedBootSet(layerKey(name), home))?.set : await bootSetOf({ layers: cvd.layers, cvd }, home)
-  if (set !== undefined) return { source: 'learned', set }
+  const set = cvd === undefined ? (await learnedBootSet(layerKey(name), home))?.set : (await bootSetOf({ layers: cvd.layers, cvd }, home)).set
+  if (set !== undefined && set.entries.length > 0) return { source: 'learned', set }
   if (cvd === undefined) throw new VarveError('NOT_FOUND', `there is no CVD ${JSON.stringify(name)}, and no boot of a layer of that name was learned from`)
   return { source: 'guessed', set: await guess(home, cvd, signal) }
 }

@@ -3,7 +3,6 @@
  * carries these lists and reports, the served exports (../exports.ts) report too.
  */
 import { Worker } from 'node:worker_threads'
-import type { BootSet } from '@varve/composer/bootset/boot-set.ts'
 import { DiskView } from '@varve/composer/bootset/disk-view.ts'
 import { placeChunks } from '@varve/composer/bootset/place-chunks.ts'
 import { guessBootSet } from '@varve/composer/bootset/static-guess.ts'
@@ -25,7 +24,7 @@ import { readMap } from '../settlement.ts'
 export interface BootLists {
   /** Object: the chunk list of what a boot reads, in order; null for a disk of which nothing is known and nothing can be guessed. */
   bootSet: Digest | null
-  /** Object: the chunk list of all other chunks in the order in which to fetch them, hottest first; null if nothing is known of their use. */
+  /** Object: the chunk list of all others that are known to be used, hottest first; null if none is. The rest follows in disk order. */
   order: Digest | null
 }
 
@@ -130,46 +129,39 @@ export async function bootListsOf(home: Home, mapDigest: Digest, cvdName: string
   const cvd = await home.catalog.cvd(parseCvdName(cvdName).cvd)
   const stack: BootStack = { layers: (await home.catalog.stackOfMap(mapDigest))?.layers ?? cvd.layers, cvd }
   const view = await DiskView.open(await readMap(home, mapDigest), home.store)
-  const chunks = await translateBootSet(await bootSetFor(home, stack, view), view)
-  const heat = await heatOf(home, cvd.id, view.map)
+  const chunks = await bootChunks(home, stack, view)
+  const order = await hotChunks(home, cvd.id, view.map, chunks)
   await using writer = home.store.writer()
   const put = (numbers: Uint32Array): Digest => putObject(writer, encodeChunkList(digestsOf(view.map, numbers)))
-  const lists: BootLists = { bootSet: chunks.length === 0 ? null : put(chunks), order: heat === undefined ? null : put(fillOrder(heat, chunks)) }
+  const lists: BootLists = { bootSet: chunks.length === 0 ? null : put(chunks), order: order.length === 0 ? null : put(order) }
   await writer.commit()
   return lists
 }
 
-/** What was learned of a disk, else what can be guessed. */
-export async function bootSetFor(home: Home, stack: BootStack, view: DiskView): Promise<BootSet> {
-  return (await bootSetOf(stack, home)) ?? (await guessBootSet(view))
+/** What was learned of a disk; then, where layers have not been in a boot yet, what can be guessed. */
+async function bootChunks(home: Home, stack: BootStack, view: DiskView): Promise<Uint32Array> {
+  const { set, complete } = await bootSetOf(stack, home)
+  const learned = await translateBootSet(set, view)
+  if (complete && learned.length > 0) return learned
+  return Uint32Array.from(new Set([...learned, ...(await translateBootSet(await guessBootSet(view), view))]))
 }
 
-/** By chunk of the map; undefined if none of it has been used. */
-async function heatOf(home: Home, cvdId: string, map: BlockMap): Promise<Float64Array | undefined> {
+/** Chunks of the map that have been used, but for those of the boot set: hottest first. */
+async function hotChunks(home: Home, cvdId: string, map: BlockMap, bootSet: Uint32Array): Promise<Uint32Array> {
   const own = await readHeat(home, await home.catalog.object(HEAT_KIND, cvdKey(cvdId)))
   const fleet = await readHeat(home, await home.catalog.object(HEAT_KIND, FLEET))
-  if (own.values.size + fleet.values.size === 0) return undefined
+  if (own.values.size + fleet.values.size === 0) return new Uint32Array()
   const now = Math.max(own.timeMs, fleet.timeMs)
   const [ownNow, fleetNow] = [own.with([], now), fleet.with([], now)]
-  const heat = new Float64Array(map.chunkCount)
-  let isCold = true
-  for (let chunk = 0; chunk < heat.length; chunk++) {
+  const inBootSet = new Set(bootSet)
+  const hot: { chunk: number; heat: number }[] = []
+  for (let chunk = 0; chunk < map.chunkCount; chunk++) {
+    if (inBootSet.has(chunk)) continue
     const digest = map.chunkDigest(chunk)
-    heat[chunk] = ownNow.of(digest) + fleetNow.of(digest) * FLEET_WEIGHT
-    isCold &&= heat[chunk] === 0
+    const heat = ownNow.of(digest) + fleetNow.of(digest) * FLEET_WEIGHT
+    if (heat > 0) hot.push({ chunk, heat })
   }
-  return isCold ? undefined : heat
-}
-
-/** All chunks but those of the boot set: hottest first, those that nobody used in disk order. */
-function fillOrder(heat: Float64Array, bootSet: Uint32Array): Uint32Array {
-  const isBootSet = new Uint8Array(heat.length)
-  for (const chunk of bootSet) isBootSet[chunk] = 1
-  const hot: number[] = []
-  const cold: number[] = []
-  for (let chunk = 0; chunk < heat.length; chunk++) if (isBootSet[chunk] === 0) (heat[chunk] > 0 ? hot : cold).push(chunk)
-  hot.sort((a, b) => heat[b] - heat[a] || a - b)
-  return Uint32Array.from([...hot, ...cold])
+  return Uint32Array.from(hot.sort((a, b) => b.heat - a.heat || a.chunk - b.chunk), ({ chunk }) => chunk)
 }
 
 /** Keeps no longer what was learned of layers and CVDs that are gone, and what disks are laid out by that no CVD and no snapshot is stacked like. */

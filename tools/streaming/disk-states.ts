@@ -4,11 +4,10 @@
  */
 import { randomBytes } from 'node:crypto'
 import { existsSync } from 'node:fs'
-import { compose } from '@varve/composer/compose.ts'
-import { prepareRecipe } from '@varve/composer/prepare-recipe.ts'
 import { type Digest, digestToHex } from '@varve/images/chunk/digest.ts'
 import type { Home } from '@varve/images/store/home.ts'
 import { parseCvdName } from '@varve/images/store/names.ts'
+import { startCvd } from '../cvd-disk.ts'
 import { settledSnapshot, settledState } from '../create-snapshot.ts'
 import { snapshotName } from '../exports.ts'
 import { readMap } from '../settlement.ts'
@@ -62,15 +61,11 @@ export class DiskStates {
     return { map: await settledSnapshot(this.#home, options), snapshot: options.name }
   }
 
-  /** Composed if it was never started; its base if nothing was written to that; else what a snapshot shows that is taken for it. */
+  /** Started if it never was; its base if nothing was written to that; else what a snapshot shows that is taken for it. */
   async #newest(name: string, signal: AbortSignal): Promise<State> {
-    const { store, catalog } = this.#home
-    const cvd = await catalog.cvd(name)
-    if (cvd.baseMap === null) {
-      const recipe = await prepareRecipe({ cvd: name }, { catalog, store, signal })
-      return { map: (await compose(recipe, { store, catalog, signal })).mapDigest, snapshot: null }
-    }
-    if (!existsSync(this.#home.overlayDirectory(cvd.id, cvd.overlay!))) return { map: cvd.baseMap, snapshot: null }
+    // An agent that comes back finds the disk that it has a part of: what is learned meanwhile gives others another layout.
+    const cvd = await startCvd(name, { home: this.#home, signal })
+    if (!existsSync(this.#home.overlayDirectory(cvd.id, cvd.overlay!))) return { map: cvd.baseMap!, snapshot: null }
     // It is kept: an agent that was away goes on with it, whatever has been written since.
     return settledState(this.#home, { cvd: name, name: `stream-${snapshotName()}-${randomBytes(2).toString('hex')}`, signal })
   }

@@ -16,8 +16,8 @@ export interface UseWatchOptions {
   name: string
 }
 
-/** A boot pauses less than this, ms. */
-const QUIET_MS = 15_000
+/** A boot pauses less than this: on an emulated processor, a kernel unpacks its initrd for ten seconds and more. Ms. */
+const QUIET_MS = 30_000
 /** Longer is not a boot any more: what was used until then is taken, ms. */
 const BOOT_MS_MAX = 600_000
 const LOOK_EACH_MS = 1000

@@ -71,10 +71,12 @@ const WRITTEN_BLOCKS_MAX = 32768
 const EXTENT_DEPTH_MAX = 5
 /** Extents of one file, at most. */
 const EXTENTS_MAX = 1 << 20
-const DIRECTORY_BYTES_MAX = 256 << 20
+/** Extents that are read in all: many files may claim the same ones. */
+const EXTENTS_READ_MAX = 1 << 24
+const DIRECTORY_BYTES_MAX = 16 << 20
 const GROUPS_MAX = 1 << 20
-/** Names that one walk visits, at most. */
-const WALK_NAMES_MAX = 1 << 24
+/** Names that one walk finds, at most. */
+const WALK_NAMES_MAX = 1 << 22
 const DEPTH_MAX = 256
 /** The disk is read in pieces of this size, which are kept for what is read next to them. */
 const WINDOW_BYTES = 64 << 10
@@ -101,6 +103,7 @@ export class Ext4Reader {
   readonly #inodesPerGroup: number
   readonly #windows = new Map<number, Buffer>()
   readonly #directories = new Map<number, Map<string, number>>()
+  #extentsRead = 0
 
   private constructor(disk: ReadableDisk, shape: Shape, descriptors: Buffer) {
     this.#disk = disk
@@ -211,8 +214,7 @@ export class Ext4Reader {
   async *walk(): AsyncGenerator<Ext4Found> {
     const pending: { path: string; number: number; depth: number }[] = [{ path: '', number: ROOT_INODE, depth: 0 }]
     const visited = new Set<number>()
-    for (let names = 0; pending.length > 0; names++) {
-      if (names === WALK_NAMES_MAX) throw new VarveError('LIMIT_EXCEEDED', `ext4: more than ${WALK_NAMES_MAX} names`)
+    for (let names = 0; pending.length > 0; ) {
       const { path, number, depth } = pending.pop()!
       const inode = await this.inode(number)
       yield { path, inode }
@@ -221,6 +223,8 @@ export class Ext4Reader {
       if (depth === DEPTH_MAX) throw new VarveError('LIMIT_EXCEEDED', `ext4: directories are nested more than ${DEPTH_MAX} deep`)
       visited.add(number)
       const entries = await this.list(inode)
+      names += entries.length
+      if (names > WALK_NAMES_MAX) throw new VarveError('LIMIT_EXCEEDED', `ext4: more than ${WALK_NAMES_MAX} names`)
       for (let index = entries.length - 1; index >= 0; index--) {
         pending.push({ path: path === '' ? entries[index].name : `${path}/${entries[index].name}`, number: entries[index].inode, depth: depth + 1 })
       }
@@ -235,6 +239,8 @@ export class Ext4Reader {
     if (node.readUInt16LE(0) !== EXTENT_MAGIC || !fits || depth > EXTENT_DEPTH_MAX || (at.depth >= 0 && depth !== at.depth - 1)) {
       throw invalid(`the extents of inode ${inode.number} are damaged`)
     }
+    this.#extentsRead += count
+    if (this.#extentsRead > EXTENTS_READ_MAX) throw new VarveError('LIMIT_EXCEEDED', `ext4: more than ${EXTENTS_READ_MAX} extents`)
     for (let entry = EXTENT_ENTRY_BYTES; entry <= count * EXTENT_ENTRY_BYTES; entry += EXTENT_ENTRY_BYTES) {
       if (found.runs.length + found.nodes.length >= EXTENTS_MAX) throw new VarveError('LIMIT_EXCEEDED', `ext4: inode ${inode.number} has more than ${EXTENTS_MAX} extents`)
       if (depth === 0) {

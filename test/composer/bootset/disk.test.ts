@@ -176,8 +176,12 @@ describe(`static guess (seed ${seed})`, () => {
       { path: 'opt/web/server', content: random.bytes(90_000) },
       { path: 'etc/web.conf', content: text('port 80\n') },
       { path: 'usr/lib/udev/rules.d/50-x.rules', content: text('RUN\n') },
+      { path: 'usr/lib/modules/6.1.10/kernel/fs/fuse.ko.xz', content: random.bytes(5000) },
+      { path: 'usr/lib/modules/6.1.10/kernel/lib/needed.ko', content: random.bytes(5000) },
     ]
-    const others: FileSpec[] = [{ path: 'usr/bin/unused', content: random.bytes(3000) }, { path: `${system}/unused.service`, content: text('[Service]\nExecStart=/usr/bin/unused\n') }, { path: 'srv/data', content: random.bytes(300_000) }]
+    const others: FileSpec[] = [{ path: 'usr/bin/unused', content: random.bytes(3000) }, { path: `${system}/unused.service`, content: text('[Service]\nExecStart=/usr/bin/unused\n') }, { path: 'srv/data', content: random.bytes(300_000) },
+      { path: 'usr/lib/modules/6.1.10/modules.dep', content: text('kernel/fs/fuse.ko.xz: kernel/lib/needed.ko\nkernel/fs/rare.ko:\n') }, { path: 'usr/lib/modules/6.1.10/kernel/fs/rare.ko', content: random.bytes(100) },
+      { path: 'usr/lib/modules/6.1.9/modules.dep.bin', content: random.bytes(100) }]
     const links: FileSpec[] = [
       { path: 'sbin', target: 'usr/sbin' },
       { path: 'lib', target: 'usr/lib' },

@@ -245,6 +245,42 @@ describe('catalog', () => {
       assert.equal(await catalog.forgetObjects(digest('2')), 0)
     })
 
+    test('an object is replaced only by who has seen the present one; objects of a kind are listed, and removed one by one', async () => {
+      await using catalog = await open()
+      assert.equal(await catalog.replaceObject('boot-set', 'layer a', { before: digest('1'), digest: digest('2') }), false)
+      assert.equal(await catalog.replaceObject('boot-set', 'layer a', { before: undefined, digest: digest('1') }), true)
+      assert.equal(await catalog.replaceObject('boot-set', 'layer a', { before: undefined, digest: digest('2') }), false)
+      assert.equal(await catalog.replaceObject('boot-set', 'layer a', { before: digest('1'), digest: digest('2') }), true)
+      await catalog.setObject('boot-set', 'cvd b', digest('3'))
+      await catalog.setObject('heat', 'fleet', digest('4'))
+      assert.deepEqual((await catalog.objects('boot-set')).map(({ key, digest: found }) => [key, digestToHex(found)]), [['cvd b', digestToHex(digest('3'))], ['layer a', digestToHex(digest('2'))]])
+      await catalog.removeObject('boot-set', 'layer a')
+      assert.deepEqual([(await catalog.objects('boot-set')).length, (await catalog.objects('heat')).length], [1, 1])
+    })
+
+    test('what a disk was stacked from is known of CVDs, snapshots and composed disks; its CVD if it is one alone', async () => {
+      await using catalog = await open()
+      for (const name of ['base', 'app']) await catalog.addLayer(layer(name))
+      const stackOf = async (map: string) => {
+        const stack = await catalog.stackOfMap(digest(map))
+        return stack === undefined ? undefined : [stack.cvd?.name, ...stack.layers.map(({ name }) => name)]
+      }
+      await catalog.rememberComposedMap({ recipe: digest('r'), map: digest('m'), layers: [digest('app'), digest('base')], figures: {} })
+      assert.deepEqual(await stackOf('m'), [undefined, 'app', 'base'])
+      await catalog.createCvd({ name: 'desk', layers: ['base', 'app'] })
+      await catalog.startCvd('desk', { recipe: digest('r'), map: digest('m') })
+      assert.deepEqual(await stackOf('m'), ['desk', 'base', 'app'])
+      await catalog.createCvd({ name: 'other', layers: ['base', 'app'] })
+      await catalog.startCvd('other', { recipe: digest('r'), map: digest('m') })
+      assert.deepEqual(await stackOf('m'), [undefined, 'base', 'app'])
+      await catalog.addSnapshot({ cvd: 'desk', name: 'a', generation: 1 })
+      await catalog.settle('desk', { overlay: 1, generation: 1, map: digest('settled') })
+      assert.deepEqual(await stackOf('settled'), ['desk', 'base', 'app'])
+      await catalog.setCvdLayers('desk', ['base'], { discardWrites: true })
+      assert.deepEqual(await stackOf('settled'), ['desk', 'base', 'app'], 'of the snapshot')
+      assert.equal(await stackOf('nobody'), undefined)
+    })
+
     test('roots are what anything stands on, each once, with its type', async () => {
       await using catalog = await open()
       await catalog.addLayer(layer('base'))
