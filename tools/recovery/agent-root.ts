@@ -1,7 +1,7 @@
 /**
  * The root directory in which the agent lives on a recovery medium: Node, the varve command as it is published, and what they load.
  */
-import { chmodSync, copyFileSync, cpSync, existsSync, globSync, mkdirSync, readFileSync, realpathSync, writeFileSync } from 'node:fs'
+import { chmodSync, copyFileSync, cpSync, existsSync, globSync, mkdirSync, readFileSync, realpathSync, rmSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { run } from './debian-packages.ts'
 import { copyInto, libraries } from './programs.ts'
@@ -33,7 +33,19 @@ export function fillAgentRoot(root: string, options: { certificates?: string }):
   writeFileSync(path.join(root, 'etc/hosts'), '127.0.0.1 localhost\n')
   if (options.certificates !== undefined) copyFileSync(options.certificates, path.join(root, 'etc/authorities.pem'))
   copyCommand(path.join(root, 'varve'))
-  for (const library of globSync('varve/node_modules/**/*.node', { cwd: root })) copyInto(root, libraries(path.join(root, library)))
+  for (const library of globSync('varve/node_modules/**/*.node', { cwd: root })) addLibrary(root, path.join(root, library))
+}
+
+/** Some packages carry their native code for all systems. */
+function addLibrary(root: string, library: string): void {
+  let needed: string[]
+  try {
+    needed = libraries(library)
+  } catch {
+    rmSync(library)
+    return
+  }
+  copyInto(root, needed)
 }
 
 function copyCommand(to: string): void {

@@ -11,6 +11,8 @@ AGENT=/agent
 DEVICE=/dev/nbd0
 # For disks and network cards to appear; those of a slow machine take long.
 WAIT_SECONDS_MAX=60
+# A system whose root filesystem gives errors is lost; one that waits for the network goes on.
+MISS_MS_MAX=3600000
 
 mount -t devtmpfs dev /dev
 mount -t proc proc /proc
@@ -26,7 +28,7 @@ say() {
 fail() {
   say "$*"
   say 'a shell is on the console; "exit" restarts the machine'
-  setsid sh -c 'exec sh </dev/console >/dev/console 2>&1'
+  setsid -c sh -c 'exec sh </dev/console >/dev/console 2>&1'
   reboot -f
 }
 
@@ -75,8 +77,9 @@ build_agent_root() {
   mount -t devtmpfs dev "$AGENT/dev"
   mount -t proc proc "$AGENT/proc"
   mount -t sysfs sys "$AGENT/sys"
-  # What is in it is seen from the system, too: its control socket, its log.
   mount -t tmpfs -o mode=0700 agent-run "$AGENT/run"
+  # Is seen from the system, too: its control socket, its log.
+  mkdir -m 0700 "$AGENT/run/varve-agent"
 }
 
 in_agent_root() {
@@ -168,33 +171,41 @@ choose_target() {
 
 # --- the stream
 
+# Without the token at first: a disk that was begun knows its key, and a token is good once.
 start_agent() {
-  set -- agent stream "$cvd" --to "$target" --nbd unix:/run/nbd.sock --from "$server" --home /run/home --json
-  say "starting the agent: varve $*"
-  [ -z "$token" ] || set -- "$@" --token "$token"
+  set -- agent stream "$cvd" --to "$target" --nbd unix:/run/nbd.sock --from "$server" --identity /run/identity.json --miss-ms "$MISS_MS_MAX" --json
+  [ ! -e "$AGENT/etc/authorities.pem" ] || set -- "$@" --ca /etc/authorities.pem
   [ "$(value overwrite)" != 1 ] || set -- "$@" --overwrite
-  in_agent_root "$@" >"$AGENT/run/agent.json" 2>"$AGENT/run/agent.log" &
-  agent=$!
-  # Its document is whole when its last line is there.
-  until grep -q '^}' "$AGENT/run/agent.json"; do
-    kill -0 "$agent" 2>/dev/null || agent_ended
-    sleep 0.2
-  done
+  say "starting the agent: varve $*"
+  run_agent "$@" || { [ -n "$token" ] && agent_says TOKEN_INVALID && run_agent "$@" --token "$token"; } || agent_failed
 }
 
-agent_ended() {
+# Returns when the agent serves the disk, or has ended.
+run_agent() {
+  in_agent_root "$@" >"$AGENT/run/agent.json" 2>"$AGENT/run/varve-agent/agent.log" &
+  agent=$!
+  # Its document is whole when its last line is there.
+  until grep -q '^}' "$AGENT/run/agent.json" || ! kill -0 "$agent" 2>/dev/null; do sleep 0.2; done
+  grep -q '^  "nbd"' "$AGENT/run/agent.json" && return
   wait "$agent"
-  status=$?
-  cat "$AGENT/run/agent.json" "$AGENT/run/agent.log" | while read -r line; do say "$line"; done
-  grep -q '"code": "\(TARGET_NOT_BLANK\)"' "$AGENT/run/agent.json" && boot_target
-  fail "the agent ended with status $status"
+  return 1
+}
+
+agent_says() {
+  grep -q "\"code\": \"$1\"" "$AGENT/run/agent.json"
+}
+
+agent_failed() {
+  cat "$AGENT/run/agent.json" "$AGENT/run/varve-agent/agent.log" | while read -r line; do say "$line"; done
+  if agent_says ALREADY_EXISTS || { agent_says TARGET_INVALID && grep -q 'is not blank' "$AGENT/run/agent.json"; }; then boot_target; fail "no system was found on $target"; fi
+  fail 'the agent did not start'
 }
 
 # The target holds a system already: one that was streamed to the end, or another. Nothing is overwritten unasked.
 boot_target() {
   say "$target holds something already; to overwrite it, boot with varve.overwrite=1"
   blockdev --rereadpt "$target" 2>/dev/null
-  mount_root "$target" || fail "no system was found on $target"
+  mount_root "$target" || return
   say "going on into the system on $target"
   enter_system
 }
@@ -226,7 +237,7 @@ enter_system() {
   mount --move /sys /root/sys
   mount -t tmpfs -o mode=0755,nosuid,nodev run /root/run
   mkdir /root/run/varve-agent
-  mount --bind "$AGENT/run" /root/run/varve-agent
+  mount --bind "$AGENT/run/varve-agent" /root/run/varve-agent
   exec switch_root -c /dev/console /root /sbin/init
 }
 
