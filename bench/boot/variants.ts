@@ -5,8 +5,10 @@
 import path from 'node:path'
 import { startNbdkit, startQemuNbd } from '../nbd/servers.ts'
 import type { PeerOptions } from '../nbd/servers.ts'
-import { execute, executeInTheBackground } from './images.ts'
-import type { Images } from './images.ts'
+import { varve, VarveServer } from '../../test/varve-command.ts'
+import { CVD, execute, executeInTheBackground } from './images.ts'
+import type { Homes, Images } from './images.ts'
+import { VarveProcess } from './varve-process.ts'
 
 /** What a variant is set up with. */
 export interface Stage {
@@ -88,6 +90,31 @@ export const FLOOR_VARIANT: Variant = {
     execute('cp', ['--sparse=always', '--reflink=auto', images.rawFile, copy])
     return async () => `file=${copy},format=raw`
   },
+}
+
+export const OUR_VARIANTS: readonly Variant[] = [
+  { name: OURS.learned, prepare: streamed('learned') },
+  { name: OURS.never, prepare: streamed('never') },
+  { name: OURS.other, prepare: streamed('other') },
+]
+
+/** From a copy of a home, which learns from the boot. */
+function streamed(knowing: keyof Homes): Variant['prepare'] {
+  return async ({ images, directory, stack, line }) => {
+    const home = path.join(directory, 'home')
+    execute('cp', ['-a', images.homes[knowing], home])
+    const server = stack.use(await VarveServer.start(home, `unix:${path.join(directory, 'far.sock')}`, { args: ['--http', '127.0.0.1:0'] }))
+    const { token } = varve(home, ['agent', 'token']).json as { token: string }
+    const near = await line((server.document as { http: string }).http, 'stream')
+    return async () => {
+      const socket = path.join(directory, 'near.sock')
+      const agent = stack.use(new VarveProcess([
+        'agent', 'stream', CVD, '--to', path.join(directory, 'target.raw'), '--nbd', `unix:${socket}`, '--from', `http://${near}`, '--token', token, '--identity', path.join(directory, 'identity.json'),
+      ], { XDG_RUNTIME_DIR: directory }))
+      await agent.document()
+      return `file=nbd+unix:///${CVD}?socket=${socket},format=raw`
+    }
+  }
 }
 
 function far(directory: string): PeerOptions {

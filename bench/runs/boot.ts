@@ -11,7 +11,7 @@ import { IMAGES, prepareImages } from '../boot/images.ts'
 import type { ImageName } from '../boot/images.ts'
 import { FIRMWARES, measureBoot } from '../boot/measure.ts'
 import type { Boot, Firmware, LineSetting } from '../boot/measure.ts'
-import { FLOOR_VARIANT, PEERS } from '../boot/variants.ts'
+import { FLOOR_VARIANT, OUR_VARIANTS, PEERS } from '../boot/variants.ts'
 import { machine, version } from '../figures.ts'
 import type { BenchResult } from '../figures.ts'
 import { shuffled } from '../nbd/request-table.ts'
@@ -50,7 +50,7 @@ export async function run(): Promise<BootResult> {
   const firmware = choice('VARVE_BENCH_FIRMWARE', FIRMWARES)
   mkdirSync(DIRECTORY, { recursive: true })
   const images = await prepareImages(path.resolve(DIRECTORY), choice('VARVE_BENCH_IMAGE', Object.keys(IMAGES) as ImageName[]))
-  const variants = [FLOOR_VARIANT, ...PEERS].filter(({ name }) => VARIANTS.test(name))
+  const variants = [FLOOR_VARIANT, ...PEERS, ...OUR_VARIANTS].filter(({ name }) => VARIANTS.test(name))
   const boots: Boot[] = []
   for (let round = 0; round < ROUNDS; round++) {
     for (const line of LINES) {

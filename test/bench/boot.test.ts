@@ -14,7 +14,7 @@ import type { Boot } from '../../bench/boot/measure.ts'
 import { bootReport } from '../../bench/boot/report.ts'
 import { RequestCounter } from '../../bench/boot/requests.ts'
 import type { RequestCounts } from '../../bench/boot/requests.ts'
-import { FLOOR, FLOOR_VARIANT, OURS, PEERS } from '../../bench/boot/variants.ts'
+import { FLOOR, FLOOR_VARIANT, OUR_VARIANTS, OURS, PEERS } from '../../bench/boot/variants.ts'
 import { compareResults, machine } from '../../bench/figures.ts'
 import { Random, testSeed } from '../random.ts'
 import { ScratchDirectory, varve } from '../varve-command.ts'
@@ -143,15 +143,17 @@ echo "${MARK}" >/dev/console
   const rawFile = scratch.join('disk.raw')
   await copyOut(home, rawFile)
   const kernelFile = path.join(layers.base, `boot/vmlinuz-${layers.kernelVersion}`)
-  const images = { image: 'debian' as const, home, rawFile, qcow2File: '', sizeBytes: statSync(rawFile).size, rootUuid: '', kernelFile, initrdFile: kernelFile.replace('vmlinuz-', 'initrd.img-') }
+  const images = { image: 'debian' as const, homes: { never: home, learned: home, other: home }, bootChunks: 0, rawFile, qcow2File: '', sizeBytes: statSync(rawFile).size, rootUuid: '', kernelFile, initrdFile: kernelFile.replace('vmlinuz-', 'initrd.img-') }
   const setting = { images, firmware: 'bios' as const, line: { megabitsPerSecond: 1000, roundTripMs: 2 }, round: 0 }
   const local = await measureBoot({ ...setting, variant: FLOOR_VARIANT })
   assert.equal(local.bytesDown, 0)
   const kernelBytes = statSync(kernelFile).size
-  for (const variant of PEERS.filter(({ copiesFirst }) => !copiesFirst)) {
+  const ours = OUR_VARIANTS.find(({ name }) => name === OURS.never)!
+  for (const variant of [...PEERS.filter(({ copiesFirst }) => !copiesFirst), ours]) {
     const { name, bytesDown, requests, misses, samples, markMs, powerOnMs } = { ...await measureBoot({ ...setting, variant }), name: variant.name }
-    assert.ok(bytesDown > kernelBytes, `${name}: ${bytesDown} bytes, less than the kernel`)
-    assert.ok(misses > 10 && requests >= misses, `${name}: ${misses} of ${requests} requests`)
+    assert.ok(bytesDown > kernelBytes * 0.9, `${name}: ${bytesDown} bytes, less than the kernel`)
+    // What we miss is asked for in few requests, what others miss in one each.
+    assert.ok(variant === ours ? requests > 3 : misses > 10 && requests >= misses, `${name}: ${misses} waited for, ${requests} requests`)
     assert.ok(markMs > powerOnMs)
     assert.equal(samples.at(-1)!.bytesDown, bytesDown)
   }
