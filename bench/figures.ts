@@ -14,6 +14,7 @@ export interface Spread {
 export interface Figure {
   name: string
   unit: string
+  moreIsBetter: boolean
   ours: Spread
   peers: Record<string, Spread>
   /** Against the best peer; above 1 is better for us. Null without peers. */
@@ -81,7 +82,7 @@ export function figure(init: FigureInit): Figure {
     goals.push(`<= ${init.oursMax} ${init.unit}`)
     met.push(ours.median <= init.oursMax)
   }
-  return { name: init.name, unit: init.unit, ours, peers, ratio, ratios, goal: goals.length === 0 ? null : goals.join(', '), met: met.length === 0 ? null : met.every(Boolean) }
+  return { name: init.name, unit: init.unit, moreIsBetter: init.moreIsBetter, ours, peers, ratio, ratios, goal: goals.length === 0 ? null : goals.join(', '), met: met.length === 0 ? null : met.every(Boolean) }
 }
 
 export function machine(): BenchResult['machine'] {
@@ -134,6 +135,26 @@ function figureTable(figures: readonly Figure[]): string[] {
   for (const { name, unit, ours, peers: of, ratios, goal, met } of figures) {
     rows.push([metText(met), name, unit, spreadText(ours), ...peers.map((peer) => `${number(of[peer].median)} (${ratios[peer].toFixed(2)}x)`), goal ?? ''])
   }
+  return aligned(rows)
+}
+
+function aligned(rows: readonly string[][]): string[] {
   const widths = rows[0].map((_, column) => Math.max(...rows.map((row) => row[column].length)))
   return rows.map((row) => row.map((cell, column) => cell.padEnd(widths[column])).join('  ').trimEnd())
+}
+
+/** Figure by figure, two runs of one benchmark. Above 1 is better in the second; what only one of them has is listed too. */
+export function compareResults(before: BenchResult, after: BenchResult): string {
+  const rows = [['', 'unit', 'before', 'after', 'after is better by', 'ratio to the best peer before', 'after']]
+  const names = new Set([...before.figures, ...after.figures].map(({ name }) => name))
+  for (const name of names) {
+    const [first, second] = [before, after].map(({ figures }) => figures.find((figure) => figure.name === name))
+    const either = (first ?? second)!
+    const better = first === undefined || second === undefined ? '' : number(either.moreIsBetter ? second.ours.median / first.ours.median : first.ours.median / second.ours.median)
+    const text = (of: Figure | undefined): string => (of === undefined ? '-' : spreadText(of.ours))
+    const ratio = (of: Figure | undefined): string => (of?.ratio == null ? '' : number(of.ratio))
+    rows.push([name, either.unit, text(first), text(second), better, ratio(first), ratio(second)])
+  }
+  const machines = [before, after].map(({ machine }) => `${machine.cores} x ${machine.cpu}`)
+  return [...aligned(rows), ...(machines[0] === machines[1] ? [] : ['', `- the machines differ (${machines.join('; ')}): compare ratios only`])].join('\n')
 }

@@ -1,5 +1,6 @@
 /**
- * Builds dist/: plain JavaScript with type declarations, for the published package.
+ * Builds dist/: plain JavaScript with type declarations, for the published package. `node tools/build.ts DIRECTORY` builds one without declarations
+ * elsewhere: for the recovery medium.
  * Development needs no build; packages do, since Node strips no types inside node_modules. The types are stripped here as Node strips them,
  * so that what is published is what was tested, and imports of workspaces (`@varve/images/store/home.ts`) become relative ones.
  * The command is a bundle of these modules (bundle.ts), as it is in a checkout.
@@ -11,7 +12,8 @@ import path from 'node:path'
 import { BUNDLED_PACKAGES, bundleProgram } from './bundle.ts'
 
 const root = path.resolve(import.meta.dirname, '..')
-const dist = path.join(root, 'dist')
+const elsewhere: string | undefined = process.argv[2]
+const dist = path.resolve(elsewhere ?? path.join(root, 'dist'))
 const SOURCES = ['images', 'composer', 'blockserver', 'agent', 'tools'].map((folder) => `${folder}/**/*.ts`)
 /** For checkouts only. */
 const UNPUBLISHED = ['**/node_modules/**', 'tools/build.ts', 'tools/bundle.ts', 'tools/checkout-program.ts', 'tools/varve.ts', 'tools/demo.ts', 'tools/demo/**']
@@ -50,7 +52,7 @@ function withPublishedImports(text: string, file: string): string {
 
 rmSync(dist, { recursive: true, force: true })
 mkdirSync(dist)
-declare()
+if (elsewhere === undefined) declare()
 for (const file of globSync('**/*.d.ts', { cwd: dist })) {
   const target = path.join(dist, file)
   writeFileSync(target, withPublishedImports(readFileSync(target, 'utf8'), target))
@@ -60,6 +62,7 @@ for (const file of globSync(SOURCES, { cwd: root, exclude: UNPUBLISHED })) {
   mkdirSync(path.dirname(target), { recursive: true })
   writeFileSync(target, withPublishedImports(stripTypeScriptTypes(readFileSync(path.join(root, file), 'utf8')), target))
 }
+for (const file of globSync('tools/recovery/*.sh', { cwd: root })) copyFileSync(path.join(root, file), path.join(dist, file))
 copyFileSync(path.join(root, 'tools/package.json'), path.join(dist, 'tools/package.json'))
 await bundleProgram({ program: path.join(dist, 'tools/program.js'), directory: path.join(dist, BUNDLE) })
 writeFileSync(path.join(dist, BUNDLE, 'LICENSES.txt'), BUNDLED_PACKAGES.map((name) => `${name}\n\n${readFileSync(path.join(root, 'node_modules', name, 'LICENSE'), 'utf8')}`).join('\n\n'))

@@ -37,6 +37,8 @@ export async function bundleProgram(options: { program: string; directory: strin
     platform: 'node',
     target: 'esnext',
     logLevel: 'silent',
+    // For a program that does not lie in the checkout.
+    nodePaths: [path.resolve(import.meta.dirname, '../node_modules')],
     plugins: [externalPackages, ownModules(directory, inputs)],
   })
   return inputs

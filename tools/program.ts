@@ -16,6 +16,7 @@ const COMMANDS: Record<string, () => Promise<AddCommands>> = {
   serve: async () => (await import('./commands/serve.ts')).addServeCommand,
   config: async () => (await import('./commands/config.ts')).addConfigCommands,
   agent: async () => (await import('./commands/agent.ts')).addAgentCommands,
+  recovery: async () => (await import('./commands/recovery.ts')).addRecoveryCommands,
   snapshot: async () => (await import('./commands/snapshot.ts')).addSnapshotCommands,
   bootset: async () => (await import('./commands/bootset.ts')).addBootSetCommands,
   gc: storeCommands,

@@ -12,6 +12,8 @@ export const HTTP_HEADER_BYTES_MAX = 16 * 1024
 export const HTTP_REQUEST_MS_MAX = 10_000
 /** Until a request is answered, otherwise by 503. */
 export const HTTP_ANSWER_MS_MAX = 30_000
+/** Until a file of the recovery medium, some 60 MiB, has gone over a thin line; a line on which nothing moves is ended before. */
+export const HTTP_BOOT_FILE_MS_MAX = 3_600_000
 /** Between two requests of a connection. */
 export const HTTP_IDLE_MS_MAX = 30_000
 /** A connection on which nothing moves while it is answered. */

@@ -14,6 +14,7 @@ import { closeInOrder } from './closing.ts'
 import { answerErrors } from './error-answer.ts'
 import { HTTP_ANSWER_MS_MAX, HTTP_BODY_BYTES_MAX, HTTP_CLOSE_MS_MAX, HTTP_CONNECTIONS_MAX, HTTP_HEADER_BYTES_MAX, HTTP_IDLE_MS_MAX, HTTP_REQUEST_MS_MAX, HTTP_SILENCE_MS_MAX } from './limits.ts'
 import { agentsRoute } from './routes/agents.ts'
+import { bootFilesRoute } from './routes/boot-files.ts'
 import { exportsRoute } from './routes/exports.ts'
 import { healthRoute } from './routes/health.ts'
 import { metricsRoute } from './routes/metrics.ts'
@@ -27,6 +28,8 @@ export interface HttpServerOptions {
   streams: StreamServer
   /** Nothing but TLS is spoken with it. */
   credentials?: TlsCredentials
+  /** Directory of what `varve recovery build` made; without it, nothing is offered under /boot/. */
+  recovery?: string
   log?: Logger
 }
 
@@ -40,9 +43,9 @@ export class HttpServer implements AsyncDisposable {
    * @param address `HOST:PORT`, `[IPV6]:PORT` or `unix:PATH`
    * @throws VarveError ADDRESS_INVALID
    */
-  static async listen(address: string, { view, streams, credentials, log = pino({ level: 'silent' }) }: HttpServerOptions): Promise<HttpServer> {
+  static async listen(address: string, { view, streams, credentials, recovery, log = pino({ level: 'silent' }) }: HttpServerOptions): Promise<HttpServer> {
     const parsed = parseAddress(address)
-    const app = await application({ view, streams, credentials, log })
+    const app = await application({ view, streams, credentials, recovery, log })
     try {
       await app.ready()
       const bound = formatAddress(await listenOn(app.server, parsed))
@@ -73,7 +76,7 @@ export class HttpServer implements AsyncDisposable {
   }
 }
 
-async function application({ view, streams, credentials, log }: HttpServerOptions & { log: Logger }): Promise<FastifyInstance> {
+async function application({ view, streams, credentials, recovery, log }: HttpServerOptions & { log: Logger }): Promise<FastifyInstance> {
   // Fastify's own type of a logger, so that routes need not know ours.
   const loggerInstance: FastifyBaseLogger = log
   const app = fastify({
@@ -100,6 +103,7 @@ async function application({ view, streams, credentials, log }: HttpServerOption
   await app.register(exportsRoute, { view })
   await app.register(agentsRoute, { view })
   await app.register(streamRoute)
+  if (recovery !== undefined) await app.register(bootFilesRoute, { directory: recovery })
   app.get('/openapi.json', { schema: { hide: true } }, () => app.swagger())
   return app
 }

@@ -13,8 +13,8 @@ ExecStart=-/sbin/agetty --autologin root --noclear --keep-baud 115200,57600,3840
 `
 
 /** Builds Debian 12 with systemd, udev and a kernel in `directory` (Debian packages mmdebstrap, debian-archive-keyring). */
-export function buildDebian(directory: string, packages: readonly string[] = []): void {
-  const include = ['systemd', 'systemd-sysv', 'udev', 'dbus', 'kmod', 'initramfs-tools', 'linux-image-cloud-amd64', 'apt', ...packages]
+export function buildDebian(directory: string, packages: readonly string[] = [], kernel = 'linux-image-cloud-amd64'): void {
+  const include = ['systemd', 'systemd-sysv', 'udev', 'dbus', 'kmod', 'initramfs-tools', kernel, 'apt', ...packages]
   execFileSync('mmdebstrap', ['--variant=minbase', '--mode=root', `--include=${include.join(',')}`, 'bookworm', directory], { stdio: ['ignore', 'pipe', 'pipe'], maxBuffer: 64 << 20 })
   const dropIn = path.join(directory, 'etc/systemd/system/serial-getty@ttyS0.service.d')
   mkdirSync(dropIn, { recursive: true })

@@ -2,10 +2,10 @@
  * A small guest whose root filesystem is on its kernel's own NBD client: Debian's cloud kernel, an initrd with nbd-client, and a root
  * directory of busybox that writes files and makes them durable when it is told to.
  */
-import { execFileSync } from 'node:child_process'
 import { chmodSync, copyFileSync, mkdirSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
-import { downloadPackages, kernelPackage, packInitrd } from '@varve/tools/demo/debian.ts'
+import { packInitrd } from '@varve/tools/demo/debian.ts'
+import { downloadPackages, kernelPackage, unpackPackage } from '@varve/tools/recovery/debian-packages.ts'
 
 /** Where a guest with `-nic user` finds this machine. */
 const HOST = '10.0.2.2'
@@ -61,11 +61,11 @@ export function buildGuestRoot(directory: string): void {
 
 /** Builds kernel and initrd below `scratch`; the initrd connects to the export `name` on `port` of this machine, on 4 connections that are made again. */
 export function buildNbdKernel({ scratch, port, name }: { scratch: string; port: number; name: string }): { image: string; initrd: string; commandLine: string } {
-  const kernel = kernelPackage()
+  const kernel = kernelPackage('cloud-amd64')
   const version = kernel.replace('linux-image-', '')
   const root = path.join(scratch, 'kernel')
   mkdirSync(root)
-  execFileSync('sh', ['-c', 'dpkg-deb --fsys-tarfile "$1" | tar -x -C "$2"', 'sh', downloadPackages([kernel], path.join(scratch, 'packages'))[0], root])
+  unpackPackage(downloadPackages([kernel], path.join(scratch, 'packages'))[0], root)
   const initrd = path.join(scratch, 'initrd.img')
   const content = path.join(scratch, 'initrd')
   mkdirSync(content)

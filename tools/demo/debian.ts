@@ -3,45 +3,13 @@
  * Packages are downloaded and unpacked, not installed: nothing of the machine is changed.
  */
 import { execFileSync } from 'node:child_process'
-import { chmodSync, copyFileSync, mkdirSync, readdirSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { chmodSync, copyFileSync, mkdirSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
+import { downloadPackages, kernelPackage, run, unpackPackage } from '../recovery/debian-packages.ts'
+import { copyPrograms } from '../recovery/programs.ts'
 
 /** Modules that a guest needs to find its root filesystem. */
 const BOOT_MODULES = ['virtio_pci', 'virtio_blk', 'ext4', 'crc32c_generic']
-
-function run(command: string, args: string[], options: { cwd?: string; input?: string } = {}): string {
-  return execFileSync(command, args, { encoding: 'utf8', stdio: ['pipe', 'pipe', 'pipe'], maxBuffer: 64 << 20, ...options })
-}
-
-/** Downloads Debian packages with apt into `directory`. @returns the files, in the order of `packages` */
-export function downloadPackages(packages: string[], directory: string): string[] {
-  mkdirSync(directory, { recursive: true })
-  // apt drops its rights to this user, which cannot write into a private directory.
-  chmodSync(directory, 0o777)
-  return packages.map((name) => {
-    run('apt-get', ['download', name], { cwd: directory })
-    const file = readdirSync(directory).find((entry) => entry.startsWith(`${name}_`) && entry.endsWith('.deb'))
-    if (file === undefined) throw new Error(`apt-get download ${name} left no package`)
-    return path.join(directory, file)
-  })
-}
-
-/** Name of the package that holds the kernel which `linux-image-cloud-amd64` stands for today. */
-export function kernelPackage(): string {
-  const depends = (): string | undefined => /linux-image-\d[\w.+-]*-cloud-amd64/.exec(run('apt-cache', ['depends', 'linux-image-cloud-amd64']))?.[0]
-  let name: string | undefined
-  try {
-    name = depends()
-  } catch {
-    // The machine has no package lists yet.
-  }
-  if (name === undefined) {
-    run('apt-get', ['update'])
-    name = depends()
-  }
-  if (name === undefined) throw new Error('Debian offers no linux-image-cloud-amd64')
-  return name
-}
 
 /** A small initrd: busybox and the modules of `version` below `root`, mounting the filesystem that `root=` names. */
 export function buildInitrd(root: string, version: string, file: string, scratch: string): void {
@@ -99,12 +67,7 @@ export function packInitrd({ root, version, file, scratch, modules, programs = [
     if (module.endsWith('.xz')) writeFileSync(target, execFileSync('xz', ['-dc', module], { maxBuffer: 64 << 20 }))
     else copyFileSync(module, target)
   }
-  for (const program of programs) {
-    for (const needed of [program, ...libraries(program)]) {
-      mkdirSync(path.dirname(path.join(scratch, needed)), { recursive: true })
-      copyFileSync(needed, path.join(scratch, needed))
-    }
-  }
+  copyPrograms(scratch, programs)
   writeFileSync(path.join(scratch, 'init'), `#!/bin/busybox sh
 /bin/busybox mount -t devtmpfs dev /dev
 /bin/busybox mount -t proc proc /proc
@@ -113,11 +76,6 @@ ${[...loads.values()].join('\n')}
 ${init}`)
   chmodSync(path.join(scratch, 'init'), 0o755)
   execFileSync('sh', ['-c', `cd "$1" && find . | LC_ALL=C sort | cpio --quiet -o -H newc | gzip -n -1 > "$2"`, 'sh', scratch, file])
-}
-
-/** Shared libraries that a program loads, and their loader. */
-function libraries(program: string): string[] {
-  return [...run('ldd', [program]).matchAll(/(\/\S+) \(0x/g)].map((match) => match[1])
 }
 
 /** What the demo's guest does when it starts. */
@@ -154,12 +112,12 @@ export interface DemoLayers {
 export function buildDemoLayers(directory: string): DemoLayers {
   const base = path.join(directory, 'base')
   const user = path.join(directory, 'user')
-  const kernelName = kernelPackage()
+  const kernelName = kernelPackage('cloud-amd64')
   const [kernel, libc, application] = downloadPackages([kernelName, 'libc6', 'hello'], path.join(directory, 'packages'))
   const kernelVersion = kernelName.replace('linux-image-', '')
   for (const folder of ['usr/bin', 'usr/sbin', 'usr/lib', 'usr/lib64', 'etc', 'proc', 'sys', 'dev', 'run', 'tmp', 'home']) mkdirSync(path.join(base, folder), { recursive: true })
   for (const folder of ['bin', 'sbin', 'lib', 'lib64']) symlinkSync(`usr/${folder}`, path.join(base, folder))
-  for (const file of [kernel, libc]) execFileSync('sh', ['-c', 'dpkg-deb --fsys-tarfile "$1" | tar -x --keep-directory-symlink -C "$2"', 'sh', file, base])
+  for (const file of [kernel, libc]) unpackPackage(file, base)
   copyFileSync('/bin/busybox', path.join(base, 'usr/bin/busybox'))
   symlinkSync('busybox', path.join(base, 'usr/bin/sh'))
   writeFileSync(path.join(base, 'usr/sbin/init'), INIT)

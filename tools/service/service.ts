@@ -26,6 +26,7 @@ const FIXED = [
   ['cache.bytes-max', (settings: Settings) => settings.cache.bytesMax],
   ['http.listen', (settings: Settings) => settings.http.listen],
   ['http.tls', (settings: Settings) => settings.http.tls],
+  ['http.recovery', (settings: Settings) => settings.http.recovery],
 ] as const
 
 export class Service implements AsyncDisposable {
@@ -112,7 +113,7 @@ export class Service implements AsyncDisposable {
   }
 
   async #listenHttp(): Promise<void> {
-    const { listen } = this.#settings.http
+    const { listen, recovery } = this.#settings.http
     if (listen === 'off') return
     const view: ServiceView = {
       exports: () => this.exports(),
@@ -132,7 +133,7 @@ export class Service implements AsyncDisposable {
     // Fastify and its schemas take longer to load than all the rest: only for those who want them.
     this.#streamed.prepare().catch((error: unknown) => this.#log.error({ err: error }, 'agents could not be looked up'))
     const { HttpServer: Http } = await import('@varve/blockserver/http/server.ts')
-    this.#http = await Http.listen(listen, { view, streams: this.#streams, credentials: httpCredentials(this.#settings), log: this.#log }).catch((cause: unknown) => {
+    this.#http = await Http.listen(listen, { view, streams: this.#streams, credentials: httpCredentials(this.#settings), recovery, log: this.#log }).catch((cause: unknown) => {
       if (!isVarveError(cause, 'ADDRESS_INVALID')) throw cause
       throw new VarveError('ADDRESS_INVALID', `${cause.message}; --http gives another address for metrics and API, or off`, { cause })
     })

@@ -15,6 +15,7 @@ export interface SettingsOptions {
   defaultExport?: string
   cache?: number
   http?: string
+  recovery?: string
   logLevel?: Settings['log']['level']
   tls?: Settings['tls']['mode']
   tlsCert?: string
@@ -33,6 +34,7 @@ export function addSettingsOptions(command: Command): Command {
     .option('--default-export <name>', 'what clients get that name no export (default: the only CVD)')
     .addOption(new Option('--cache <size>', 'memory for what is read, as 512M or 2G (default: an eighth of the memory, at least 256M, at most 4G)').argParser(cacheBytes))
     .option('--http <address>', `metrics, health and API; off: none (default: ${http.listen})`)
+    .option('--recovery <directory>', 'offer what varve recovery build made in it under /boot/, for machines that boot from the network')
     .addOption(new Option('--log-level <level>', `logs are JSON on standard error (default: ${log.level})`).choices(LOG_LEVELS))
     .addOption(new Option('--tls <mode>', `whether clients may or must use TLS (default: ${tls.mode})`).choices(TLS_MODES))
     .option('--tls-cert <file>', 'certificate of the server with its chain, PEM')
@@ -61,7 +63,7 @@ export function overridesOf(options: SettingsOptions, { homeGiven }: Invocation)
     home: homeGiven,
     nbd: { listen: options.nbd, threads: options.threads, defaultExport: options.defaultExport },
     cache: { bytesMax: options.cache },
-    http: { listen: options.http },
+    http: { listen: options.http, recovery: file(options.recovery) },
     log: { level: options.logLevel },
     tls: { mode: options.tls, certificate: file(options.tlsCert), key: file(options.tlsKey), ca: file(options.tlsCa), verifyPeer: options.tlsVerifyPeer, psk: file(options.tlsPsk) },
   }

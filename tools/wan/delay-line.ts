@@ -19,6 +19,8 @@ export interface DelayLineOptions {
   bitsPerSecond?: number
   /** What may wait for its turn on the line in each direction, before senders are held back. 256 KiB unless given. */
   queueBytes?: number
+  /** Is shown what a connection, by its number from 0, sends towards the target, when the line takes it. */
+  onSent?: (connection: number, bytes: Buffer) => void
 }
 
 export interface DirectionFigures {
@@ -152,6 +154,8 @@ export class DelayLine implements AsyncDisposable {
   readonly #up: Direction
   readonly #down: Direction
   readonly #sockets = new Set<net.Socket>()
+  readonly #onSent: DelayLineOptions['onSent']
+  #connections = 0
   #cut = false
 
   /** @throws VarveError ADDRESS_INVALID */
@@ -167,6 +171,7 @@ export class DelayLine implements AsyncDisposable {
     this.#target = parseAddress(options.target)
     this.#up = new Direction(options)
     this.#down = new Direction(options)
+    this.#onSent = options.onSent
     server.on('connection', (socket) => this.#accept(socket, options.delayMs))
   }
 
@@ -226,6 +231,8 @@ export class DelayLine implements AsyncDisposable {
     near.once('close', (failed) => { if (failed) far.destroy() })
     far.once('close', (failed) => { if (failed) near.destroy() })
     far.once('connect', () => {
+      const connection = this.#connections++
+      if (this.#onSent !== undefined) near.on('data', (bytes) => this.#onSent!(connection, bytes))
       this.#carry(this.#up, near, far)
       this.#carry(this.#down, far, near)
     })

@@ -3,6 +3,7 @@
  */
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
+import { writeFileSync } from 'node:fs'
 import http from 'node:http'
 import net from 'node:net'
 import path from 'node:path'
@@ -14,6 +15,7 @@ import type { ServiceView } from '@varve/blockserver/http/service-view.ts'
 import { StreamServer } from '@varve/blockserver/stream/server.ts'
 import { run, serve, type Serving } from '../nbd/serving.ts'
 import { TestDisk } from '../nbd/test-disk.ts'
+import { ScratchDirectory } from '../../varve-command.ts'
 import { MemorySource } from '../stream/memory-source.ts'
 import { parseExposition, valueOf } from './exposition.ts'
 
@@ -21,7 +23,7 @@ const MiB = 1024 * 1024
 /** Every character that a label has to escape. */
 const STRANGE = 'a "strange"\\name\nof two lines, x="y"} 1'
 
-async function serveHttp(view: Partial<ServiceView> = {}) {
+async function serveHttp(view: Partial<ServiceView> = {}, options: { recovery?: string } = {}) {
   const nbd = await serve({ disk: new TestDisk(8 * MiB), [STRANGE]: new TestDisk(MiB) })
   const streams = new StreamServer({ source: new MemorySource() })
   const server = await HttpServer.listen('127.0.0.1:0', {
@@ -33,6 +35,7 @@ async function serveHttp(view: Partial<ServiceView> = {}) {
       ...view,
     },
     streams,
+    ...options,
   })
   return {
     nbd,
@@ -218,4 +221,19 @@ test('an address that is taken, or none, is refused', async () => {
   await using serving = await serveHttp()
   await assert.rejects(HttpServer.listen(serving.server.address, { view: {} as ServiceView, streams: new StreamServer({ source: new MemorySource() }) }), { code: 'ADDRESS_INVALID' })
   await assert.rejects(HttpServer.listen('nonsense', { view: {} as ServiceView, streams: new StreamServer({ source: new MemorySource() }) }), { code: 'ADDRESS_INVALID' })
+})
+
+test('the recovery medium is offered to machines that boot from the network, with a script that says where it came from', async () => {
+  using scratch = new ScratchDirectory('boot-files')
+  writeFileSync(scratch.join('vmlinuz'), 'a kernel')
+  await using serving = await serveHttp({}, { recovery: scratch.path })
+  const kernel = await serving.get('/boot/vmlinuz')
+  assert.equal(kernel.headers.get('content-length'), '8')
+  assert.equal(await kernel.text(), 'a kernel')
+  assert.equal((await serving.get('/boot/initrd.img')).status, 404)
+  const script = await serving.get('/boot/boot.ipxe?cvd=desk&target=/dev/sda')
+  assert.equal(await script.text(), `#!ipxe\nkernel vmlinuz initrd=initrd.img console=ttyS0,115200 console=tty0 varve.server=http://${serving.server.address} varve.cvd=desk varve.target=/dev/sda\ninitrd initrd.img\nboot\n`)
+  for (const bad of ['cvd=a%20b', 'cvd=a%0Aboot', 'server=%24%7Bnet0%2Fmac%7D', 'cvd=', `cvd=${'a'.repeat(201)}`]) assert.equal((await serving.get(`/boot/boot.ipxe?${bad}`)).status, 400, bad)
+  await using without = await serveHttp()
+  assert.equal((await without.get('/boot/vmlinuz')).status, 404)
 })

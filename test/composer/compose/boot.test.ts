@@ -1,6 +1,5 @@
 /** A composed disk boots by BIOS and by UEFI: firmware, GRUB, kernel and initrd from ext4, root filesystem by its UUID. */
 import assert from 'node:assert/strict'
-import { execFileSync } from 'node:child_process'
 import { mkdirSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -8,7 +7,8 @@ import { after, before, test } from 'node:test'
 import { compose } from '@varve/composer/compose.ts'
 import { prepareRecipe } from '@varve/composer/prepare-recipe.ts'
 import { Home } from '@varve/images/store/home.ts'
-import { buildInitrd, downloadPackages, kernelPackage } from '../../../tools/demo/debian.ts'
+import { buildInitrd } from '../../../tools/demo/debian.ts'
+import { downloadPackages, kernelPackage, unpackPackage } from '../../../tools/recovery/debian-packages.ts'
 import { Guest } from '../../../tools/demo/guest.ts'
 import { putLayer } from './layers.ts'
 import type { FileSpec } from './layers.ts'
@@ -29,12 +29,12 @@ echo "varve-test: $(/bin/busybox cat /etc/marker) $(/bin/busybox sed 's/.*\\(roo
 `
 
 before(async () => {
-  const name = kernelPackage()
+  const name = kernelPackage('cloud-amd64')
   const version = name.replace('linux-image-', '')
   const [kernel] = downloadPackages([name], join(directory, 'packages'))
   const root = join(directory, 'root')
   mkdirSync(root)
-  execFileSync('sh', ['-c', 'dpkg-deb --fsys-tarfile "$1" | tar -x -C "$2"', 'sh', kernel, root])
+  unpackPackage(kernel, root)
   const initrd = join(directory, 'initrd.img')
   buildInitrd(root, version, initrd, join(directory, 'initrd'))
   const base: FileSpec[] = [

@@ -26,6 +26,7 @@ bytes-max = 536_870_912
 [http]
 listen = "off"
 tls = "required"
+recovery = "/srv/varve/boot"
 
 [log]
 level = "info"
@@ -104,7 +105,7 @@ test('every setting is taken from the file; relative paths start from its direct
     home: '/srv/varve',
     nbd: { listen: ['[::1]:10809', 'unix:/run/varve/nbd.sock'], threads: 3, defaultExport: 'desk', drainMsMax: 10_000 },
     cache: { bytesMax: 512 << 20 },
-    http: { listen: 'off', tls: 'required' },
+    http: { listen: 'off', tls: 'required', recovery: '/srv/varve/boot' },
     log: { level: 'info' },
     limits: {
       connectionsMax: 5000, connectionsPerPeerMax: 50, handshakeMsMax: 5000, idleMsMax: 60_000, optionBytesMax: 8192, inFlightRequestsMax: 64, inFlightBytesMax: 33_554_432, unsentBytesMax: 1_048_576,
