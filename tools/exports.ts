@@ -23,7 +23,7 @@ import { formatLayerName, parseCvdName } from '@varve/images/store/names.ts'
 import { CvdDisk } from './cvd-disk.ts'
 import { snapshotDocument } from './names.ts'
 import { readMap } from './settlement.ts'
-import { UseWatch } from './streaming/use-watch.ts'
+import { DiskLearning } from './streaming/disk-learning.ts'
 
 const LAYER_PREFIX = 'layer:'
 
@@ -89,8 +89,8 @@ export class HomeExports implements ExportSource {
 
   async #openCvd(name: string): Promise<Opened> {
     await using opened = new AsyncDisposableStack()
-    const watch = opened.use(new UseWatch({ home: this.#home, log: this.#log, name }))
-    const disk = opened.use(await CvdDisk.open(name, { home: this.#home, cache: this.#cache, lowerOf: (device, map) => watch.over(device, map) }))
+    const learning = opened.use(new DiskLearning({ home: this.#home, log: this.#log, name }))
+    const disk = opened.use(await CvdDisk.open(name, { home: this.#home, cache: this.#cache, lowerOf: (device, map) => learning.over(device, map) }))
     opened.use(await listenForControl(this.#home, disk.cvd, this.#log, this.#handler(disk)))
     this.#disks.set(name, disk)
     // What an earlier owner froze and did not come to settle.

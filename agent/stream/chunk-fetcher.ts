@@ -6,7 +6,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { Logger } from 'pino'
 import { LatencyHistogram } from '@varve/blockserver/latency-histogram.ts'
 import type { LatencySnapshot } from '@varve/blockserver/latency-histogram.ts'
-import { CHUNK_HEADER_BYTES, Priority, WAITING_DIGESTS_MAX } from '@varve/blockserver/stream/frames.ts'
+import { type AgentFrame, CHUNK_HEADER_BYTES, Priority, WAITING_DIGESTS_MAX } from '@varve/blockserver/stream/frames.ts'
 import { decompress } from '@varve/images/chunk/codec.ts'
 import type { Codec } from '@varve/images/chunk/codec.ts'
 import { digestOf, digestToHex } from '@varve/images/chunk/digest.ts'
@@ -121,6 +121,11 @@ export class ChunkFetcher implements AsyncDisposable {
     })
   }
 
+  /** What the server last said of the disk, if it has. */
+  get info(): StreamedDiskInfo | undefined {
+    return this.#info
+  }
+
   get isConnected(): boolean {
     return this.#connection !== undefined
   }
@@ -131,7 +136,7 @@ export class ChunkFetcher implements AsyncDisposable {
   }
 
   /** A report for the server, if there is a connection. @returns false if there is none */
-  report(type: 7 | 8, payload: Uint8Array): boolean {
+  report(type: typeof AgentFrame.HEAT | typeof AgentFrame.BOOT, payload: Uint8Array): boolean {
     this.#connection?.report(type, payload)
     return this.#connection !== undefined
   }

@@ -7,11 +7,14 @@ import { pino } from 'pino'
 import type { Logger } from 'pino'
 import type { MetaContext, ServedExport, StatusRun } from '@varve/blockserver/nbd/export.ts'
 import { NbdServer } from '@varve/blockserver/nbd/server.ts'
-import { Priority } from '@varve/blockserver/stream/frames.ts'
+import { AgentFrame, FRAME_BYTES_MAX, Priority } from '@varve/blockserver/stream/frames.ts'
+import { encodeBoot, encodeHeat } from '@varve/blockserver/stream/reports.ts'
 import { BlockMap } from '@varve/images/blockmap/block-map.ts'
 import { decodeChunkList } from '@varve/images/chunk/chunk-list.ts'
 import { ChunkTable, digestWords } from '@varve/images/chunk/chunk-table.ts'
 import { DIGEST_BYTES } from '@varve/images/chunk/digest.ts'
+import { ReadRecorder } from '@varve/images/device/read-recorder.ts'
+import { UseWatch } from '@varve/images/device/use-watch.ts'
 import { isVarveError, VarveError } from '@varve/images/errors.ts'
 import { ChunkFetcher } from './chunk-fetcher.ts'
 import type { FetcherFigures } from './chunk-fetcher.ts'
@@ -25,9 +28,19 @@ import { BLOCK_BYTES, Target } from './target.ts'
 
 /** A guest's read waits so long for the server, then fails. */
 export const MISS_MS_MAX = 60_000
-/** Chunks of one request of the fill, and requests that are under way. */
-const FILL_CHUNKS = 512
+/** Chunks of one request. */
+const BOOT_CHUNKS = 16_384
+const FILL_CHUNKS_MIN = 64
+const FILL_CHUNKS_MAX = 2048
+/** On the line. */
+const CHUNK_BYTES_TYPICAL = 24 << 10
+/** Requests that are under way. */
 const FILL_REQUESTS = 2
+/** A boot that uses nothing new for so long pauses. */
+const BOOT_PAUSE_MS = 3000
+const BOOT_LOOK_MS = 200
+/** One that takes longer has to share. */
+const BOOT_MS_MAX = 300_000
 /** What was filled is made durable after so many bytes. */
 const DURABLE_EVERY_BYTES = 64 << 20
 /** Blocks of zeroes that are made at a time, before others have their turn. */
@@ -119,6 +132,8 @@ export class Streaming implements AsyncDisposable {
   readonly #target: Target
   readonly #fetcher: ChunkFetcher
   readonly #disk: StreamedDisk
+  readonly #recorder: ReadRecorder
+  readonly #uses = new UseWatch()
   readonly #nbd: NbdServer
   readonly #cvd: string
   readonly #log: Logger
@@ -140,8 +155,10 @@ export class Streaming implements AsyncDisposable {
   static async start(options: StreamingOptions): Promise<Streaming> {
     const { target, fetcher, cvd, nbd, missMsMax = MISS_MS_MAX, seeds = [], log = pino({ level: 'silent' }) } = options
     const { map } = target
+    const recorder = new ReadRecorder(map)
     const disk: StreamedDisk = new StreamedDisk({
       target,
+      noteRead: (offset, length) => recorder.note(offset, length),
       want: (chunks) => fetcher.want(chunks.map((chunk) => map.chunkDigest(chunk)), (index, content) => disk.install(chunks[index], content), { priority: Priority.MISS, msMax: missMsMax }),
     })
     const served: Omit<ServedExport, 'release'> = { name: cvd, description: `${cvd}, as it comes to ${target.path}`, device: disk, contexts: [residentContext(disk)] }
@@ -157,7 +174,7 @@ export class Streaming implements AsyncDisposable {
           open: () => Promise.resolve({ ...served, release: () => Promise.resolve() }),
         },
       })
-      return new Streaming({ target, fetcher, disk, server, cvd, seeds, log })
+      return new Streaming({ target, fetcher, disk, recorder, server, cvd, seeds, log })
     } catch (error) {
       await fetcher[Symbol.asyncDispose]()
       await target[Symbol.asyncDispose]()
@@ -165,16 +182,21 @@ export class Streaming implements AsyncDisposable {
     }
   }
 
-  private constructor({ target, fetcher, disk, server, cvd, seeds, log }: { target: Target; fetcher: ChunkFetcher; disk: StreamedDisk; server: NbdServer; cvd: string; seeds: readonly string[]; log: Logger }) {
+  private constructor({ target, fetcher, disk, recorder, server, cvd, seeds, log }: { target: Target; fetcher: ChunkFetcher; disk: StreamedDisk; recorder: ReadRecorder; server: NbdServer; cvd: string; seeds: readonly string[]; log: Logger }) {
     this.#target = target
     this.#fetcher = fetcher
     this.#disk = disk
+    this.#recorder = recorder
     this.#nbd = server
     this.#cvd = cvd
     this.#log = log
     this.#chunkOf = new ChunkTable(target.map.chunkCount)
     const words = digestWords(target.map.chunkDigests)
     for (let chunk = 0; chunk < target.map.chunkCount; chunk++) this.#chunkOf.addFrom(words, chunk, target.map.chunkBytes[chunk])
+    this.#uses.over(recorder, {
+      boot: (chunks) => this.#report(AgentFrame.BOOT, encodeBoot(chunks)),
+      uses: ({ chunks, uses }) => this.#report(AgentFrame.HEAT, encodeHeat({ numbers: chunks, uses })),
+    })
     this.#seeds = new Seeds(disk, { chunkOf: this.#chunkOf, supplied: (chunk, content) => fetcher.supply(target.map.chunkDigest(chunk), content), signal: this.#stop.signal })
     this.#seeding = this.#takeSeeds(seeds)
     this.#filling = this.#fill().catch((error: unknown) => {
@@ -222,12 +244,19 @@ export class Streaming implements AsyncDisposable {
   /** Stops serving and filling, and makes everything durable; a complete target is a plain disk then. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#nbd.close()
+    this.#uses[Symbol.dispose]()
     this.#stop.abort(new VarveError('CONNECTION_LOST', 'the agent has stopped'))
     await this.#fetcher[Symbol.asyncDispose]()
     await this.#filling
     await this.#seeding
     await this.#durable
     await this.#target[Symbol.asyncDispose]()
+  }
+
+  /** What cannot be told now is not told: there will be more of it. */
+  #report(type: typeof AgentFrame.HEAT | typeof AgentFrame.BOOT, body: Uint8Array): void {
+    const map = this.#fetcher.info?.map
+    if (map !== undefined && body.length < FRAME_BYTES_MAX - DIGEST_BYTES) this.#fetcher.report(type, Buffer.concat([Buffer.from(map, 'hex'), body]))
   }
 
   async #takeSeeds(seeds: readonly string[]): Promise<void> {
@@ -265,14 +294,14 @@ export class Streaming implements AsyncDisposable {
     this.#phase = 'boot set'
     const { bootSet, order } = await this.#lists()
     this.#bootSet = bootSet
-    await this.#fetchAll(bootSet, { priority: Priority.BOOT, chunksAtOnce: 16_384 })
+    await this.#fetchAll(bootSet, Priority.BOOT)
     this.#phase = 'fill'
     await Promise.all([this.#makeZeroes(), this.#fetchRest(order)])
   }
 
   async #fetchRest(order: readonly number[]): Promise<void> {
-    await this.#fetchAll(order, { priority: Priority.FILL, chunksAtOnce: FILL_CHUNKS })
-    await this.#fetchAll(Array.from({ length: this.#target.map.chunkCount }, (_, chunk) => chunk), { priority: Priority.FILL, chunksAtOnce: FILL_CHUNKS })
+    await this.#fetchAll(order, Priority.FILL)
+    await this.#fetchAll(Array.from({ length: this.#target.map.chunkCount }, (_, chunk) => chunk), Priority.FILL)
   }
 
   /** Boot set and order, as the server has them now, as numbers of chunks of this disk. */
@@ -302,10 +331,12 @@ export class Streaming implements AsyncDisposable {
   }
 
   /** Fetches what of `chunks` the disk lacks, in their order; what the server does not give is left for the next round. */
-  async #fetchAll(chunks: readonly number[], { priority, chunksAtOnce }: { priority: Priority; chunksAtOnce: number }): Promise<void> {
+  async #fetchAll(chunks: readonly number[], priority: Priority): Promise<void> {
     const underWay = new Set<Promise<void>>()
     const { map } = this.#target
     for (let at = 0; at < chunks.length;) {
+      if (priority === Priority.FILL) await this.#whileBooting()
+      const chunksAtOnce = priority === Priority.BOOT ? BOOT_CHUNKS : this.#fillChunks()
       const batch: number[] = []
       for (; at < chunks.length && batch.length < chunksAtOnce; at++) if (this.#disk.needs(chunks[at])) batch.push(chunks[at])
       if (batch.length === 0) break
@@ -320,6 +351,22 @@ export class Streaming implements AsyncDisposable {
       if (underWay.size >= FILL_REQUESTS) await Promise.race(underWay)
     }
     await Promise.all(underWay)
+  }
+
+  /** While a guest boots, nothing takes the line but what it waits for, and the processor neither. */
+  async #whileBooting(): Promise<void> {
+    const beganMs = performance.now()
+    for (;;) {
+      const { boot, firstUseMs } = this.#recorder
+      const now = performance.now()
+      if (boot === undefined || firstUseMs === undefined || now - firstUseMs > BOOT_PAUSE_MS || now - beganMs > BOOT_MS_MAX) return
+      await sleep(BOOT_LOOK_MS, undefined, { signal: this.#stop.signal })
+    }
+  }
+
+  /** As many as the line carries in half a second: what is asked for is not much more than what is on its way. */
+  #fillChunks(): number {
+    return Math.max(FILL_CHUNKS_MIN, Math.min(FILL_CHUNKS_MAX, Math.round(this.#fetcher.figures.lineBytesPerSecond / 2 / CHUNK_BYTES_TYPICAL)))
   }
 
   #install(chunk: number, content: Uint8Array): void {

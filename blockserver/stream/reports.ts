@@ -42,6 +42,31 @@ export function decodeBoot(payload: Uint8Array, chunkCount: number): Uint32Array
   return numbers
 }
 
+/** Behind the digest. @param numbers ascending */
+export function encodeHeat({ numbers, uses }: HeatReport): Uint8Array {
+  const values = new Uint32Array(numbers.length * 2)
+  for (let index = 0; index < numbers.length; index++) {
+    values[2 * index] = index === 0 ? numbers[0] : numbers[index] - numbers[index - 1]
+    values[2 * index + 1] = uses[index]
+  }
+  return encodeVarints(values)
+}
+
+/** Behind the digest. */
+export function encodeBoot(numbers: Uint32Array): Uint8Array {
+  return encodeVarints(numbers)
+}
+
+function encodeVarints(values: Uint32Array): Uint8Array {
+  const bytes = new Uint8Array(values.length * VARINT_BYTES_MAX)
+  let at = 0
+  for (let value of values) {
+    for (; value > 0x7f; value >>>= 7) bytes[at++] = (value & 0x7f) | 0x80
+    bytes[at++] = value
+  }
+  return bytes.subarray(0, at)
+}
+
 function varints(bytes: Uint8Array): Uint32Array {
   const values = new Uint32Array(bytes.length)
   let count = 0

@@ -1,44 +1,17 @@
 /**
- * RecordingDevice: the disk of a block map that notes which chunks are read: each chunk's first use, in order, while a boot is recorded,
- * and how often chunks are used, from a sample of the reads. It changes nothing of what is read.
+ * RecordingDevice: the disk of a block map whose reads are noted by a ReadRecorder. It changes nothing of what is read.
  */
 import type { BlockMap } from '../blockmap/block-map.ts'
-import { SPECIAL_MIN } from '../blockmap/extent-columns.ts'
 import type { BlockDevice, DeviceExtent, DeviceView } from './block-device.ts'
-
-/** First uses that are noted of one boot; the rest of a longer one is not. */
-export const BOOT_CHUNKS_MAX = 1 << 18
-/** One read in so many is counted, for all that it stands for. */
-export const READS_PER_SAMPLE = 16
-
-/** What one boot first used, in order. */
-export interface BootRecord {
-  /** Numbers of chunks of the map, none twice. */
-  chunks: Uint32Array
-  /** By place in `chunks`: time since the first of them, ms. */
-  timesMs: Float32Array
-  /** True if it used more than BOOT_CHUNKS_MAX. */
-  cut: boolean
-}
-
-/** How often chunks were used, as far as samples tell. */
-export interface ChunkUses {
-  /** Numbers of chunks of the map, ascending. */
-  chunks: Uint32Array
-  /** By place in `chunks`: reads. */
-  uses: Uint32Array
-}
+import { ReadRecorder } from './read-recorder.ts'
 
 export class RecordingDevice implements BlockDevice {
   readonly sizeBytes: number
   readonly blockBytes: number
   readonly readOnly: boolean
   readonly map: BlockMap
+  readonly recorder: ReadRecorder
   readonly #device: BlockDevice
-  #boot: BootNotes | undefined
-  #untilSample = READS_PER_SAMPLE
-  readonly #samples: Uint32Array
-  #sampled = false
 
   /** @param device shows `map`; closed with this one */
   constructor(device: BlockDevice & { readonly map: BlockMap }) {
@@ -46,77 +19,21 @@ export class RecordingDevice implements BlockDevice {
     this.blockBytes = device.blockBytes
     this.readOnly = device.readOnly
     this.map = device.map
+    this.recorder = new ReadRecorder(device.map)
     this.#device = device
-    this.#samples = new Uint32Array(device.map.chunkCount)
-  }
-
-  /** Notes first uses from now on, as of a boot that begins. */
-  beginBoot(): void {
-    this.#boot = new BootNotes(this.map.chunkCount)
-  }
-
-  /** What is noted so far; undefined if no boot is recorded. A view: it is good until the next read. */
-  get boot(): BootRecord | undefined {
-    return this.#boot?.record
-  }
-
-  /** When a chunk was last used for the first time, ms of `performance.now()`; undefined before the first, and if no boot is recorded. */
-  get firstUseMs(): number | undefined {
-    return this.#boot?.lastMs
-  }
-
-  /** Notes no more of the boot. @returns what it used; undefined if none was recorded */
-  endBoot(): BootRecord | undefined {
-    const record = this.#boot?.record
-    this.#boot = undefined
-    return record
-  }
-
-  /** What was counted since it was last taken. */
-  takeUses(): ChunkUses {
-    const chunks: number[] = []
-    const uses: number[] = []
-    if (this.#sampled) {
-      for (let chunk = 0; chunk < this.#samples.length; chunk++) {
-        if (this.#samples[chunk] === 0) continue
-        chunks.push(chunk)
-        uses.push(this.#samples[chunk] * READS_PER_SAMPLE)
-      }
-      this.#samples.fill(0)
-      this.#sampled = false
-    }
-    return { chunks: Uint32Array.from(chunks), uses: Uint32Array.from(uses) }
   }
 
   read(into: Uint8Array, offset: number): void | Promise<void> {
     const answer = this.#device.read(into, offset)
-    this.#note(offset, into.length)
+    this.recorder.note(offset, into.length)
     return answer
   }
 
   view(offset: number, length: number): DeviceView | undefined {
     const view = this.#device.view?.(offset, length)
     // Without one, `read` follows.
-    if (view !== undefined) this.#note(offset, length)
+    if (view !== undefined) this.recorder.note(offset, length)
     return view
-  }
-
-  /** @param offset inside the disk: the device has checked it */
-  #note(offset: number, length: number): void {
-    const isSample = --this.#untilSample === 0
-    if (isSample) this.#untilSample = READS_PER_SAMPLE
-    if ((!isSample && this.#boot === undefined) || length === 0) return
-    const { starts, refs } = this.map
-    const end = offset + length
-    for (let index = this.map.indexAt(offset); index < starts.length && starts[index] < end; index++) {
-      const chunk = refs[index]
-      if (chunk >= SPECIAL_MIN) continue
-      this.#boot?.note(chunk)
-      if (isSample) {
-        this.#samples[chunk]++
-        this.#sampled = true
-      }
-    }
   }
 
   write(bytes: Uint8Array, offset: number): void | Promise<void> {
@@ -141,41 +58,5 @@ export class RecordingDevice implements BlockDevice {
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#device[Symbol.asyncDispose]()
-  }
-}
-
-/** All memory is there from the start: a read allocates nothing. */
-class BootNotes {
-  readonly #used: Uint32Array
-  readonly #chunks: Uint32Array
-  readonly #timesMs: Float32Array
-  #count = 0
-  #startMs = 0
-  #cut = false
-  lastMs: number | undefined
-
-  constructor(chunkCount: number) {
-    const room = Math.min(chunkCount, BOOT_CHUNKS_MAX)
-    this.#used = new Uint32Array(Math.ceil(chunkCount / 32))
-    this.#chunks = new Uint32Array(room)
-    this.#timesMs = new Float32Array(room)
-  }
-
-  note(chunk: number): void {
-    const bit = 1 << (chunk & 31)
-    if ((this.#used[chunk >>> 5] & bit) !== 0) return
-    this.#used[chunk >>> 5] |= bit
-    this.lastMs = performance.now()
-    if (this.#count === 0) this.#startMs = this.lastMs
-    if (this.#count === this.#chunks.length) {
-      this.#cut = true
-      return
-    }
-    this.#timesMs[this.#count] = this.lastMs - this.#startMs
-    this.#chunks[this.#count++] = chunk
-  }
-
-  get record(): BootRecord {
-    return { chunks: this.#chunks.subarray(0, this.#count), timesMs: this.#timesMs.subarray(0, this.#count), cut: this.#cut }
   }
 }

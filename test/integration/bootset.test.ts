@@ -42,16 +42,16 @@ async function boot(home: Home, name: string, firmware: 'bios' | 'uefi'): Promis
   let recording: RecordingDevice | undefined
   const lowerOf = (device: ConstructorParameters<typeof RecordingDevice>[0]): RecordingDevice => (recording = new RecordingDevice(device))
   await using disk = await CvdDisk.open(name, { home, cache: ChunkCache.create({ bytesMax: 256 << 20 }), lowerOf })
-  recording!.beginBoot()
+  recording!.recorder.beginBoot()
   await using server = await serve({ [name]: disk.device })
   await using guest = new Guest({ disk: server.uri(name), firmware })
   await guest.waitFor(/root@varve-test:~# /, { timeoutMs: BOOT_MS_MAX })
-  for (let count = -1; count !== recording!.boot!.chunks.length; ) {
-    count = recording!.boot!.chunks.length
+  for (let count = -1; count !== recording!.recorder.boot!.chunks.length; ) {
+    count = recording!.recorder.boot!.chunks.length
     await new Promise((resolve) => setTimeout(resolve, 3000))
   }
   await guest.kill()
-  return { map: disk.cvd.baseMap!, view: await DiskView.open(recording!.map, home.store), chunks: recording!.endBoot()!.chunks }
+  return { map: disk.cvd.baseMap!, view: await DiskView.open(recording!.map, home.store), chunks: recording!.recorder.endBoot()!.chunks }
 }
 
 function covered(chunks: Iterable<number>, { view, chunks: used }: Boot): { chunks: number; bytes: number } {

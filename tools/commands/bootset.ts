@@ -81,7 +81,7 @@ async function recordNextBoot(invocation: Invocation, home: Home, name: string, 
   await disk.settle(invocation.signal)
   const { map } = recording!
   const mapDigest = (await home.catalog.cvd(name)).baseMap!
-  recording!.beginBoot()
+  recording!.recorder.beginBoot()
   {
     const info = { name, description: `CVD ${name}` }
     const source = { list: async () => [info], canonicalName: (asked: string) => asked === '' ? name : asked, open: async (asked: string) => openOnly(asked, { ...info, device: disk.device }) }
@@ -90,7 +90,7 @@ async function recordNextBoot(invocation: Invocation, home: Home, name: string, 
     await mark(recording!, options, invocation.signal)
     await server.close({ drainMs: DRAIN_MS })
   }
-  const { chunks, cut } = recording!.endBoot()!
+  const { chunks, cut } = recording!.recorder.endBoot()!
   const bytes = chunks.reduce((sum, chunk) => sum + map.chunkBytes[chunk], 0)
   return { learned: !cut && (await recordBoot(home, mapDigest, chunks)), chunks: chunks.length, bytes }
 }
@@ -106,7 +106,7 @@ async function mark(device: RecordingDevice, options: RecordOptions, signal: Abo
   let startMs: number | undefined
   while (!signal.aborted) {
     await new Promise((resolve) => setTimeout(resolve, LOOK_EACH_MS))
-    const lastMs = device.firstUseMs
+    const lastMs = device.recorder.firstUseMs
     if (lastMs === undefined) continue
     startMs ??= lastMs
     const now = performance.now()

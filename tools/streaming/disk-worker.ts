@@ -3,7 +3,7 @@
  */
 import { Worker } from 'node:worker_threads'
 import type { Digest } from '@varve/images/chunk/digest.ts'
-import type { ChunkUses } from '@varve/images/device/recording-device.ts'
+import type { ChunkUses } from '@varve/images/device/read-recorder.ts'
 import { type ErrorCode, VarveError } from '@varve/images/errors.ts'
 import type { DiskState } from './disk-states.ts'
 

@@ -4,7 +4,8 @@ import { describe, test } from 'node:test'
 import { SPECIAL_MIN } from '@varve/images/blockmap/block-map.ts'
 import { ChunkCache } from '@varve/images/device/chunk-cache.ts'
 import { MapDevice } from '@varve/images/device/map-device.ts'
-import { READS_PER_SAMPLE, RecordingDevice } from '@varve/images/device/recording-device.ts'
+import { READS_PER_SAMPLE } from '@varve/images/device/read-recorder.ts'
+import { RecordingDevice } from '@varve/images/device/recording-device.ts'
 import { Random, testSeed } from '../../random.ts'
 import { deviceConformance } from './conformance.ts'
 import { mapDisk } from './map-disk.ts'
@@ -18,7 +19,7 @@ async function recordingDisk(content: Uint8Array, random: Random): Promise<Recor
 
 deviceConformance('RecordingDevice', async (content) => {
   const device = await recordingDisk(content, new Random(seed))
-  device.beginBoot()
+  device.recorder.beginBoot()
   return { device, [Symbol.asyncDispose]: () => device[Symbol.asyncDispose]() }
 })
 
@@ -27,8 +28,8 @@ describe(`RecordingDevice (seed ${seed})`, () => {
     const random = new Random(seed)
     await using device = await recordingDisk(random.bytes(300_000), random)
     await device.read(Buffer.alloc(5000), 100_000)
-    assert.equal(device.boot, undefined)
-    device.beginBoot()
+    assert.equal(device.recorder.boot, undefined)
+    device.recorder.beginBoot()
     const expected = new Set<number>()
     for (let round = 0; round < 50; round++) {
       const offset = random.below(device.sizeBytes)
@@ -44,19 +45,19 @@ describe(`RecordingDevice (seed ${seed})`, () => {
         if (device.map.refs[index] < SPECIAL_MIN) expected.add(device.map.refs[index])
       }
     }
-    const record = device.endBoot()!
+    const record = device.recorder.endBoot()!
     assert.deepEqual([...record.chunks], [...expected])
     assert.equal(record.cut, false)
     for (let index = 1; index < record.timesMs.length; index++) assert.ok(record.timesMs[index] >= record.timesMs[index - 1])
-    assert.equal(device.endBoot(), undefined)
+    assert.equal(device.recorder.endBoot(), undefined)
   })
 
   test('counts of a sample stand for all reads, and are taken once', async () => {
     const random = new Random(seed + 1)
     await using device = await recordingDisk(random.bytes(200_000), random)
     for (let round = 0; round < 100 * READS_PER_SAMPLE; round++) await device.read(Buffer.alloc(1), 150_000)
-    const { chunks, uses } = device.takeUses()
+    const { chunks, uses } = device.recorder.takeUses()
     assert.deepEqual([[...chunks], [...uses]], [[device.map.refs[device.map.indexAt(150_000)]], [100 * READS_PER_SAMPLE]])
-    assert.equal(device.takeUses().chunks.length, 0)
+    assert.equal(device.recorder.takeUses().chunks.length, 0)
   })
 })
