@@ -68,6 +68,8 @@ export class StreamSession {
     this.#log = options.log
     this.#sender = new ChunkSender(socket, { ...options, failed: (error) => this.#fail(error), written: this.#written })
     this.closed = new Promise((resolve) => socket.once('close', () => void this.#close().then(resolve)))
+    // Nobody holds much here before it is known who it is.
+    this.#reader.bytesMax = JSON_BYTES_MAX
     socket.setNoDelay(true)
     // Of the HTTP server there may be one, which knows nothing of what goes on here.
     socket.removeAllListeners('timeout')
@@ -143,6 +145,7 @@ export class StreamSession {
     const { agent, signature } = jsonOf(payload)
     if (typeof agent !== 'string' || typeof signature !== 'string') throw new VarveError('PROTOCOL_INVALID', 'AUTH without agent and signature')
     this.#state = 'proving'
+    this.#reader.bytesMax = FRAME_BYTES_MAX
     this.#prove(agent, Buffer.from(signature, 'base64')).catch((error: unknown) => this.#fail(error))
   }
 

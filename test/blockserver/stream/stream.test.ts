@@ -251,8 +251,11 @@ test('frames that break the protocol, or a limit, end their connection with the 
   using early = await serving.connect()
   early.get(Priority.MISS, [digest])
   assert.equal((await early.ended())?.code, 'PROTOCOL_INVALID')
+  using large = await serving.connect()
+  large.socket.write(frame(AgentFrame.AUTH, Buffer.alloc(5000)).subarray(0, 100))
+  assert.match((await large.ended())!.message, /a frame of 5000 bytes; at most 4096/)
   await bystander.settled()
-  assert.equal(serving.streams.figures().cut, breaks.length + 1)
+  assert.equal(serving.streams.figures().cut, breaks.length + 2)
 })
 
 test('reports about the disk that was opened are taken, of another are ignored, and wrong ones end the connection', async () => {
