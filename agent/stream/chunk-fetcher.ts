@@ -278,7 +278,7 @@ export class ChunkFetcher implements AsyncDisposable {
     }, signal)
     try {
       this.#window.restart()
-      const info = await connection.openDisk(this.#disk)
+      const info = await connection.openDisk(this.#disk, this.#info?.map)
       signal.throwIfAborted()
       this.#info = info
       for (const heard of this.#openedWaiters.splice(0)) heard(info)

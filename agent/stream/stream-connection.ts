@@ -81,10 +81,10 @@ export class StreamConnection implements Disposable {
     this.#pinger.unref()
   }
 
-  /** @throws VarveError as the server says: NOT_FOUND, ...; CONNECTION_LOST */
-  async openDisk(name: string): Promise<StreamedDiskInfo> {
+  /** @param map that is gone on with, hexadecimal @throws VarveError as the server says: NOT_FOUND, ...; CONNECTION_LOST */
+  async openDisk(name: string, map?: string): Promise<StreamedDiskInfo> {
     const answered = new Promise<StreamedDiskInfo>((resolve, reject) => { this.#open = { resolve, reject } })
-    this.#write(jsonFrame(AgentFrame.OPEN, { name }))
+    this.#write(jsonFrame(AgentFrame.OPEN, { name, map }))
     const answer = await Promise.race([answered, this.ended])
     if (answer instanceof Error) throw answer
     return answer

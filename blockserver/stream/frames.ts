@@ -54,6 +54,8 @@ export class FrameReader {
   #parts: Buffer[] = []
   #held = 0
   #wanted = FRAME_HEADER_BYTES
+  /** Payload of the frames that are still to come, at most. */
+  bytesMax = FRAME_BYTES_MAX
 
   /** @param take is called with each frame; the payload is only good until it returns */
   constructor(take: (type: number, payload: Buffer) => void) {
@@ -72,7 +74,7 @@ export class FrameReader {
         rest = rest.subarray(lacking)
         const joined = this.#parts.length === 1 ? this.#parts[0] : Buffer.concat(this.#parts)
         this.#parts = [joined]
-        const whole = FRAME_HEADER_BYTES + payloadBytes(joined)
+        const whole = FRAME_HEADER_BYTES + this.#payloadBytes(joined)
         if (joined.length < whole) {
           this.#wanted = whole
           continue
@@ -85,7 +87,7 @@ export class FrameReader {
       }
     }
     while (rest.length >= FRAME_HEADER_BYTES) {
-      const end = FRAME_HEADER_BYTES + payloadBytes(rest)
+      const end = FRAME_HEADER_BYTES + this.#payloadBytes(rest)
       if (rest.length < end) {
         this.#wanted = end
         break
@@ -100,10 +102,10 @@ export class FrameReader {
     this.#parts.push(bytes)
     this.#held += bytes.length
   }
-}
 
-function payloadBytes(header: Buffer): number {
-  const bytes = header.readUInt32LE(0)
-  if (bytes > FRAME_BYTES_MAX) throw new VarveError('PROTOCOL_INVALID', `a frame of ${bytes} bytes; at most ${FRAME_BYTES_MAX} are allowed`)
-  return bytes
+  #payloadBytes(header: Buffer): number {
+    const bytes = header.readUInt32LE(0)
+    if (bytes > this.bytesMax) throw new VarveError('PROTOCOL_INVALID', `a frame of ${bytes} bytes; at most ${this.bytesMax} are allowed`)
+    return bytes
+  }
 }

@@ -4,7 +4,7 @@
 import { randomBytes } from 'node:crypto'
 import type { Socket } from 'node:net'
 import type { Logger } from 'pino'
-import { digestToHex, DIGEST_BYTES } from '@varve/images/chunk/digest.ts'
+import { type Digest, digestToHex, DIGEST_BYTES } from '@varve/images/chunk/digest.ts'
 import { isVarveError, VarveError } from '@varve/images/errors.ts'
 import { isSignedBy } from './authentication.ts'
 import { ChunkSender } from './chunk-sender.ts'
@@ -68,6 +68,8 @@ export class StreamSession {
     this.#log = options.log
     this.#sender = new ChunkSender(socket, { ...options, failed: (error) => this.#fail(error), written: this.#written })
     this.closed = new Promise((resolve) => socket.once('close', () => void this.#close().then(resolve)))
+    // Nobody holds much here before it is known who it is.
+    this.#reader.bytesMax = JSON_BYTES_MAX
     socket.setNoDelay(true)
     // Of the HTTP server there may be one, which knows nothing of what goes on here.
     socket.removeAllListeners('timeout')
@@ -143,6 +145,7 @@ export class StreamSession {
     const { agent, signature } = jsonOf(payload)
     if (typeof agent !== 'string' || typeof signature !== 'string') throw new VarveError('PROTOCOL_INVALID', 'AUTH without agent and signature')
     this.#state = 'proving'
+    this.#reader.bytesMax = FRAME_BYTES_MAX
     this.#prove(agent, Buffer.from(signature, 'base64')).catch((error: unknown) => this.#fail(error))
   }
 
@@ -189,17 +192,19 @@ export class StreamSession {
   }
 
   #open(payload: Buffer): void {
-    const { name } = jsonOf(payload)
+    const { name, map } = jsonOf(payload)
     if (typeof name !== 'string') throw new VarveError('PROTOCOL_INVALID', 'OPEN without a name')
+    if (map !== undefined && (typeof map !== 'string' || !/^[0-9a-f]{64}$/.test(map))) throw new VarveError('PROTOCOL_INVALID', 'OPEN with a map that is no digest')
+    const goesOnWith = map === undefined ? undefined : Buffer.from(map, 'hex')
     if (++this.#opens > DISKS_MAX) throw new VarveError('LIMIT_EXCEEDED', `${this.#opens} disks on one connection; at most ${DISKS_MAX} are allowed`)
-    this.#opening = this.#opening.then(() => this.#openDisk(name)).catch((error: unknown) => this.#fail(error))
+    this.#opening = this.#opening.then(() => this.#openDisk(name, goesOnWith)).catch((error: unknown) => this.#fail(error))
   }
 
-  async #openDisk(name: string): Promise<void> {
+  async #openDisk(name: string, goesOnWith: Digest | undefined): Promise<void> {
     if (this.#ended) return
     let disk: StreamDisk
     try {
-      disk = await this.#options.source.openDisk(name, { agent: this.agent!, signal: this.#gone.signal })
+      disk = await this.#options.source.openDisk(name, { agent: this.agent!, map: goesOnWith, signal: this.#gone.signal })
     } catch (error) {
       if (this.#ended) return
       if (!isVarveError(error)) throw error

@@ -19,10 +19,11 @@ export interface StreamSource {
 
   /**
    * What `name` shows now, kept until it is closed.
+   * @param map that the agent goes on with: it is opened if it is still known, whatever the CVD shows by now
    * @param signal the agent has gone, or the server ends
    * @throws VarveError NOT_FOUND also if the agent may not open it
    */
-  openDisk(name: string, options: { agent: StreamAgent; signal: AbortSignal }): Promise<StreamDisk>
+  openDisk(name: string, options: { agent: StreamAgent; map?: Digest; signal: AbortSignal }): Promise<StreamDisk>
 
   /** @throws VarveError CHUNK_MISSING, CHUNK_CORRUPT */
   stored(digest: Digest): Promise<StoredChunk>

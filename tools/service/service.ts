@@ -72,7 +72,7 @@ export class Service implements AsyncDisposable {
     this.#nbd = nbd
     this.#home = home
     this.#log = log
-    this.#streamed = new HomeStreams(home, log)
+    this.#streamed = new HomeStreams(home)
     this.#streams = new StreamServer({ source: this.#streamed, settings: streamSettings(settings), log })
   }
 

@@ -33,6 +33,12 @@ export interface DiskState extends MapSize, BootLists {
   snapshot: string | null
 }
 
+export interface StateOptions {
+  /** That whoever asks goes on with: it is given if it is still known, whatever the CVD shows by now. */
+  map: Digest | undefined
+  signal: AbortSignal
+}
+
 export class DiskStates {
   readonly #home: Home
   /** By map. */
@@ -46,9 +52,11 @@ export class DiskStates {
   }
 
   /** @param name `CVD` or `CVD@SNAPSHOT` @throws VarveError NOT_FOUND, STORE_LOCKED, what composing and settling throw */
-  async of(name: string, signal: AbortSignal): Promise<DiskState> {
+  async of(name: string, { map, signal }: StateOptions): Promise<DiskState> {
     const { cvd, snapshot } = parseCvdName(name)
-    const state = await this.#inTurn(cvd, () => (snapshot === undefined ? this.#newest(cvd, signal) : this.#snapshot({ cvd, name: snapshot, signal })))
+    const state = snapshot !== undefined
+      ? { map: await settledSnapshot(this.#home, { cvd, name: snapshot, signal }), snapshot }
+      : await this.#known(cvd, map) ?? await this.#inTurn(cvd, () => this.#newest(cvd, signal))
     return {
       ...await this.#sizeOf(state.map),
       ...await bootListsOf(this.#home, state.map, name),
@@ -57,17 +65,26 @@ export class DiskStates {
     }
   }
 
-  async #snapshot(options: { cvd: string; name: string; signal: AbortSignal }): Promise<State> {
-    return { map: await settledSnapshot(this.#home, options), snapshot: options.name }
+  /** A map that something in the catalog keeps. */
+  async #known(cvd: string, map: Digest | undefined): Promise<State | undefined> {
+    if (map === undefined || (await this.#home.catalog.stackOfMap(map)) === undefined) return undefined
+    return { map, snapshot: await this.#snapshotOf(cvd, map) }
+  }
+
+  async #snapshotOf(cvd: string, map: Digest): Promise<string | null> {
+    const found = (await this.#home.catalog.snapshots(cvd)).find((snapshot) => snapshot.map !== null && Buffer.compare(snapshot.map, map) === 0)
+    return found?.name ?? null
   }
 
   /** Started if it never was; its base if nothing was written to that; else what a snapshot shows that is taken for it. */
   async #newest(name: string, signal: AbortSignal): Promise<State> {
     // An agent that comes back finds the disk that it has a part of: what is learned meanwhile gives others another layout.
     const cvd = await startCvd(name, { home: this.#home, signal })
-    if (!existsSync(this.#home.overlayDirectory(cvd.id, cvd.overlay!))) return { map: cvd.baseMap!, snapshot: null }
+    if (!existsSync(this.#home.overlayDirectory(cvd.id, cvd.overlay!))) return { map: cvd.baseMap!, snapshot: await this.#snapshotOf(name, cvd.baseMap!) }
     // It is kept: an agent that was away goes on with it, whatever has been written since.
-    return settledState(this.#home, { cvd: name, name: `stream-${snapshotName()}-${randomBytes(2).toString('hex')}`, signal })
+    const snapshot = `stream-${snapshotName()}-${randomBytes(2).toString('hex')}`
+    const state = await settledState(this.#home, { cvd: name, name: snapshot, signal })
+    return { map: state.map, snapshot: state.snapshot ?? await this.#snapshotOf(name, state.map) }
   }
 
   async #inTurn<Result>(cvd: string, work: () => Promise<Result>): Promise<Result> {

@@ -5,10 +5,10 @@ import { Worker } from 'node:worker_threads'
 import type { Digest } from '@varve/images/chunk/digest.ts'
 import type { ChunkUses } from '@varve/images/device/read-recorder.ts'
 import { type ErrorCode, VarveError } from '@varve/images/errors.ts'
-import type { DiskState } from './disk-states.ts'
+import type { DiskState, StateOptions } from './disk-states.ts'
 
 export type DiskQuestion =
-  | { type: 'state'; id: number; name: string }
+  | { type: 'state'; id: number; name: string; map: Digest | undefined }
   | { type: 'heat'; id: number; map: Digest; uses: ChunkUses }
   | { type: 'abort'; id: number }
   | { type: 'end' }
@@ -41,14 +41,14 @@ export class DiskWorker implements AsyncDisposable {
     if (!this.#ended) this.#thread ??= this.#start()
   }
 
-  /** @param name `CVD` or `CVD@SNAPSHOT` @throws VarveError as DiskStates.of; the reason of `signal` */
-  async state(name: string, signal: AbortSignal): Promise<DiskState> {
+  /** As DiskStates.of. @throws what that throws, and the reason of `signal` */
+  async state(name: string, { map, signal }: StateOptions): Promise<DiskState> {
     signal.throwIfAborted()
     const id = ++this.#lastId
     const abort = () => this.#thread?.worker.postMessage({ type: 'abort', id } satisfies DiskQuestion)
     signal.addEventListener('abort', abort, { once: true })
     try {
-      return (await this.#ask({ type: 'state', id, name }))!
+      return (await this.#ask({ type: 'state', id, name, map }))!
     } catch (error) {
       signal.throwIfAborted()
       throw error

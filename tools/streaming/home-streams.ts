@@ -1,7 +1,6 @@
 /**
  * A home as the stream server needs it: its agents, its CVDs and snapshots as block maps that stay while they are streamed, its chunks as stored.
  */
-import type { Logger } from 'pino'
 import type { StreamAgent, StreamDisk, StreamSource } from '@varve/blockserver/stream/source.ts'
 import type { Digest } from '@varve/images/chunk/digest.ts'
 import { isVarveError, VarveError } from '@varve/images/errors.ts'
@@ -14,13 +13,11 @@ import { DiskWorker } from './disk-worker.ts'
 
 export class HomeStreams implements StreamSource, AsyncDisposable {
   readonly #home: Home
-  readonly #log: Logger
   readonly #worker: DiskWorker
 
   /** @param home borrowed */
-  constructor(home: Home, log: Logger) {
+  constructor(home: Home) {
     this.#home = home
-    this.#log = log
     this.#worker = new DiskWorker(home.directory)
   }
 
@@ -47,7 +44,7 @@ export class HomeStreams implements StreamSource, AsyncDisposable {
     return this.#home.store.stored(digest)
   }
 
-  async openDisk(name: string, { agent: { id }, signal }: { agent: StreamAgent; signal: AbortSignal }): Promise<StreamDisk> {
+  async openDisk(name: string, { agent: { id }, map, signal }: { agent: StreamAgent; map?: Digest; signal: AbortSignal }): Promise<StreamDisk> {
     const { cvd, snapshot } = parseCvdName(name)
     const agent = await this.agent(id)
     if (agent === undefined) throw new VarveError('AUTH_FAILED', 'the agent was revoked')
@@ -56,11 +53,8 @@ export class HomeStreams implements StreamSource, AsyncDisposable {
     // Before the catalog is asked: what it names then stays, and the lists that are made.
     const lease = this.#home.store.lease()
     try {
-      const state = await this.#worker.state(name, signal)
-      if (snapshot === undefined) {
-        await this.#home.catalog.assignCvd(cvd, id)
-        if (state.snapshot !== null) this.#log.info({ cvd, snapshot: state.snapshot }, 'the newest state of a CVD was settled for a stream')
-      }
+      const state = await this.#worker.state(name, { map, signal })
+      if (snapshot === undefined) await this.#home.catalog.assignCvd(cvd, id)
       return {
         ...state,
         recordBoot: async (numbers) => void (await recordBoot(this.#home, state.map, numbers)),

@@ -223,6 +223,8 @@ test('frames that break the protocol, or a limit, end their connection with the 
     ['PROTOCOL_INVALID', /no JSON object/, () => [frame(AgentFrame.OPEN, Buffer.from('null'))]],
     ['PROTOCOL_INVALID', /no JSON object of at most/, () => [frame(AgentFrame.OPEN, Buffer.from(`{"name": "${'x'.repeat(5000)}"}`))]],
     ['PROTOCOL_INVALID', /without a name/, () => [jsonFrame(AgentFrame.OPEN, { name: 1 })]],
+    ['PROTOCOL_INVALID', /a map that is no digest/, () => [jsonFrame(AgentFrame.OPEN, { name: 'desk', map: 'AB' })]],
+    ['PROTOCOL_INVALID', /a map that is no digest/, () => [jsonFrame(AgentFrame.OPEN, { name: 'desk', map: null })]],
     ['PROTOCOL_INVALID', /GET of 0 chunks/, () => [frame(AgentFrame.GET, Buffer.from([0]))]],
     ['PROTOCOL_INVALID', /GET of 0 chunks/, () => [frame(AgentFrame.GET)]],
     ['PROTOCOL_INVALID', /with priority 3/, () => [frame(AgentFrame.GET, Buffer.from([3]), digest)]],
@@ -249,8 +251,11 @@ test('frames that break the protocol, or a limit, end their connection with the 
   using early = await serving.connect()
   early.get(Priority.MISS, [digest])
   assert.equal((await early.ended())?.code, 'PROTOCOL_INVALID')
+  using large = await serving.connect()
+  large.socket.write(frame(AgentFrame.AUTH, Buffer.alloc(5000)).subarray(0, 100))
+  assert.match((await large.ended())!.message, /a frame of 5000 bytes; at most 4096/)
   await bystander.settled()
-  assert.equal(serving.streams.figures().cut, breaks.length + 1)
+  assert.equal(serving.streams.figures().cut, breaks.length + 2)
 })
 
 test('reports about the disk that was opened are taken, of another are ignored, and wrong ones end the connection', async () => {

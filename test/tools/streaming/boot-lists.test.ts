@@ -3,7 +3,6 @@ import assert from 'node:assert/strict'
 import { mkdirSync, writeFileSync } from 'node:fs'
 import { describe, test } from 'node:test'
 import path from 'node:path'
-import { pino } from 'pino'
 import { BOOT_SET_KIND, layerKey, learnedBootSet } from '@varve/composer/bootset/stored-boot-sets.ts'
 import { importLayer } from '@varve/composer/import/import-layer.ts'
 import { DiskView } from '@varve/composer/bootset/disk-view.ts'
@@ -172,7 +171,7 @@ describe(`boot lists (seed ${seed})`, () => {
     const { token, hash } = makeToken(undefined)
     await home.catalog.addAgentToken({ hash, cvds: null, uses: 1, expiresAtMs: Date.now() + 3_600_000 })
     const agent = await home.catalog.enrolAgent({ tokenHash: tokenHash(token), publicKey: new Uint8Array(32), name: 'machine' })
-    const streams = new HomeStreams(home, pino({ level: 'silent' }))
+    await using streams = new HomeStreams(home)
     const { signal } = new AbortController()
     const disk = await streams.openDisk('desk', { agent, signal })
     const view = await DiskView.open(await readMap(home, disk.map), home.store)

@@ -48,7 +48,7 @@ class StreamedHome implements AsyncDisposable {
   private constructor(scratch: ScratchDirectory, home: Home) {
     this.scratch = scratch
     this.home = home
-    this.streams = new HomeStreams(home, log)
+    this.streams = new HomeStreams(home)
   }
 
   async enrol(cvds: string[] | null = null): Promise<Agent> {
@@ -81,23 +81,21 @@ async function fill(device: BlockDevice, value: number): Promise<void> {
 }
 
 describe('HomeStreams', () => {
-  it('a CVD that was never started is composed, and is not started by that', async () => {
+  it('a CVD that was never started is started, and what is reported of it is known at the next opening', async () => {
     await using streamed = await StreamedHome.make()
     const agent = await streamed.enrol()
     const disk = await streamed.streams.openDisk('desk', { agent, signal })
     const map = await readMap(streamed.home, disk.map)
     assert.deepEqual([disk.sizeBytes, disk.chunkCount, disk.snapshot, disk.order], [map.sizeBytes, map.chunkCount, null, null])
     const cvd = await streamed.home.catalog.cvd('desk')
-    assert.deepEqual([cvd.baseMap, cvd.device], [null, agent.id])
+    assert.deepEqual([Buffer.from(cvd.baseMap!), cvd.device], [Buffer.from(disk.map), agent.id])
     const chunks = new Set(Array.from({ length: map.chunkCount }, (_, chunk) => digestToHex(map.chunkDigest(chunk))))
     const listed = decodeChunkList(await getObject(streamed.home.store, disk.bootSet!))
     for (let at = 0; at < listed.length; at += 32) assert.ok(chunks.has(digestToHex(listed.subarray(at, at + 32))))
-    // What is reported is known at the next opening.
     await disk.recordBoot(new Uint32Array([0]))
     const last = map.chunkCount - 1
     await disk.recordHeat(new Uint32Array([last]), new Uint32Array([5]))
     await disk.close()
-    await streamed.home.catalog.startCvd('desk', { recipe: disk.map, map: disk.map })
     const again = await streamed.streams.openDisk('desk', { agent, signal })
     assert.ok(again.order !== null)
     await again.close()
@@ -125,10 +123,35 @@ describe('HomeStreams', () => {
     assert.deepEqual(disks[0].map, disks[1].map)
     const names = await streamed.snapshotNames()
     assert.equal(names.length, 1)
-    assert.deepEqual(disks.map(({ snapshot }) => snapshot), [`desk@${names[0]}`, null])
+    assert.deepEqual(disks.map(({ snapshot }) => snapshot), [`desk@${names[0]}`, `desk@${names[0]}`])
     const again = await streamed.streams.openDisk(`desk@${names[0]}`, { agent, signal })
     assert.deepEqual([again.map, again.snapshot], [disks[0].map, `desk@${names[0]}`])
     for (const disk of [...disks, again]) await disk.close()
+  })
+
+  it('an agent that says which map it has goes on with that one, as long as something keeps it, and no snapshot is taken', async () => {
+    await using streamed = await StreamedHome.make()
+    const agent = await streamed.enrol()
+    const write = async (value: number) => {
+      await using disk = await CvdDisk.open('desk', { home: streamed.home, cache: cache() })
+      await fill(disk.device, value)
+    }
+    const open = async (map?: Digest) => {
+      const disk = await streamed.streams.openDisk('desk', { agent, map, signal })
+      await disk.close()
+      return disk
+    }
+    const composed = await open()
+    await write(1)
+    const first = await open()
+    await write(2)
+    const again = await open(first.map)
+    assert.deepEqual([again.map, again.snapshot, (await streamed.snapshotNames()).length], [first.map, first.snapshot, 1])
+    assert.deepEqual((await open(composed.map)).map, composed.map)
+    const newest = await open(randomBytes(32))
+    assert.deepEqual([await streamed.firstByte(newest), (await streamed.snapshotNames()).length], [2, 2])
+    await streamed.home.catalog.removeSnapshot('desk', first.snapshot!.split('@')[1])
+    assert.deepEqual((await open(first.map)).map, newest.map)
   })
 
   it('the process that owns the CVD is asked, also while it writes', async () => {
