@@ -20,7 +20,7 @@ const TAUGHT_CVD = 'taught'
 const OTHER_CVD = 'other'
 
 const POLL_MS = 100
-const TEACH_MS_MAX = 30 * 60_000
+const TEACH_SECONDS_MAX = '1800'
 
 export const IMAGES = {
   debian: { packages: [], kernel: 'linux-image-cloud-amd64', memoryMiB: 1024, target: 'multi-user.target', ready: 'true', display: [] },
@@ -136,12 +136,13 @@ async function teach(home: string, to: string, cvd: string, image: ImageName): P
   rmSync(to, { recursive: true, force: true })
   execute('cp', ['-a', home, to])
   const socket = `${to}.sock`
-  await using recorder = new VarveProcess(['bootset', 'record', cvd, '--nbd', `unix:${socket}`, '--home', to])
+  // An emulated processor is quiet for long while nothing is over: the mark ends it.
+  await using recorder = new VarveProcess(['bootset', 'record', cvd, '--nbd', `unix:${socket}`, '--seconds', TEACH_SECONDS_MAX, '--quiet', TEACH_SECONDS_MAX, '--home', to])
   while (!existsSync(socket)) await recorder.runsFor(POLL_MS)
   const { memoryMiB, display } = IMAGES[image]
   {
     await using guest = new Guest({ disk: `nbd+unix:///${cvd}?socket=${socket}`, memoryMiB, extra: display })
-    await guest.waitFor(new RegExp(MARK), { timeoutMs: TEACH_MS_MAX })
+    await Promise.race([guest.waitFor(new RegExp(MARK), { timeoutMs: Number(TEACH_SECONDS_MAX) * 1000 }), recorder.document().then((said) => Promise.reject(new Error(`the recording ended before the boot: ${JSON.stringify(said)}`)))])
   }
   const { learned, chunks } = (await recorder.end()) as { learned: boolean; chunks: number }
   if (!learned) throw new Error(`nothing was learned from the boot of ${cvd}`)
