@@ -178,7 +178,7 @@ choose_target() {
 
 # Without the token at first: a disk that was begun knows its key, and a token is good once.
 start_agent() {
-  set -- agent stream "$cvd" --to "$target" --nbd unix:/run/nbd.sock --from "$server" --identity /run/identity.json --miss-ms "$MISS_MS_MAX" --json
+  set -- agent stream "$cvd" --to "$target" --nbd unix:/run/nbd.sock --from "$server" --identity /run/identity.json --miss-ms "$MISS_MS_MAX" --log-level info --json
   [ ! -e "$AGENT/etc/authorities.pem" ] || set -- "$@" --ca /etc/authorities.pem
   [ "$(value overwrite)" != 1 ] || set -- "$@" --overwrite
   say "starting the agent: varve $*"
