@@ -57,6 +57,8 @@ export interface FigureInit {
   ratioMinTo?: Record<string, number>
   /** Largest value of our own median. */
   oursMax?: number
+  /** Least value of it. */
+  oursMin?: number
 }
 
 export function figure(init: FigureInit): Figure {
@@ -81,6 +83,10 @@ export function figure(init: FigureInit): Figure {
   if (init.oursMax !== undefined) {
     goals.push(`<= ${init.oursMax} ${init.unit}`)
     met.push(ours.median <= init.oursMax)
+  }
+  if (init.oursMin !== undefined) {
+    goals.push(`>= ${init.oursMin} ${init.unit}`)
+    met.push(ours.median >= init.oursMin)
   }
   return { name: init.name, unit: init.unit, moreIsBetter: init.moreIsBetter, ours, peers, ratio, ratios, goal: goals.length === 0 ? null : goals.join(', '), met: met.length === 0 ? null : met.every(Boolean) }
 }

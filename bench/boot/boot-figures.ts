@@ -46,7 +46,8 @@ function figuresOfLine(name: string, boots: readonly Boot[]): Figure[] {
   }
   for (const variant of [OURS.learned, OURS.never, OURS.other]) {
     const learned = variant === OURS.learned
-    add(`bytes down the line before the mark, ${variant}`, variant, 'MiB', ({ bytesDown }) => bytesDown / 2 ** 20, { ratioMin: learned ? 2 : undefined })
+    add(`bytes down the line before the mark, less the fill, ${variant}`, variant, 'MiB', ({ bytesDown, fillBytes }) => (bytesDown - fillBytes) / 2 ** 20, { ratioMin: learned ? 2 : undefined })
+    add(`bytes down the line before the mark, ${variant}`, variant, 'MiB', ({ bytesDown }) => bytesDown / 2 ** 20, {})
     add(`requests before the mark, ${variant}`, variant, '', ({ requests }) => requests, { ratioMin: learned ? 20 : undefined })
     add(`waited for before the mark, ${variant}`, variant, '', ({ misses }) => misses, { skip: COPY_PEER })
   }

@@ -20,7 +20,7 @@ const TAUGHT_CVD = 'taught'
 const OTHER_CVD = 'other'
 
 const POLL_MS = 100
-const TEACH_MS_MAX = 30 * 60_000
+const TEACH_SECONDS_MAX = '1800'
 
 export const IMAGES = {
   debian: { packages: [], kernel: 'linux-image-cloud-amd64', memoryMiB: 1024, target: 'multi-user.target', ready: 'true', display: [] },
@@ -50,6 +50,8 @@ export interface Images {
   homes: Homes
   /** How many chunks the boot used that `homes.learned` learned from. */
   bootChunks: number
+  /** Of the bytes that this boot used of files, what `homes.other` would fetch; 0 .. 1. */
+  otherCovers: number
   /** The disk of CVD, as composed. */
   rawFile: string
   /** The same, compressed. */
@@ -77,23 +79,23 @@ export async function prepareImages(directory: string, image: ImageName): Promis
   if (existsSync(manifest)) return JSON.parse(readFileSync(manifest, 'utf8')) as Images
   console.error(`Preparing ${place}, which is kept for later runs`)
   mkdirSync(place, { recursive: true })
-  const trees = [CVD, OTHER_CVD].map((name) => tree(path.join(place, `${name}.tree`), image))
+  const [root, otherRoot] = [CVD, OTHER_CVD].map((name) => tree(path.join(place, `${name}.tree`), image))
   const home = path.join(place, 'home')
   rmSync(home, { recursive: true, force: true })
-  for (const [index, name] of [CVD, OTHER_CVD].entries()) varve(home, ['layer', 'import', `${name}-system`, `dir:${trees[index]}`, '--kind', 'base'])
-  for (const [name, layer] of [[CVD, CVD], [TAUGHT_CVD, CVD], [OTHER_CVD, OTHER_CVD]]) varve(home, ['cvd', 'create', name, '--layer', `${layer}-system`])
+  for (const directory of [otherRoot, root]) varve(home, ['layer', 'import', 'system', `dir:${directory}`, '--kind', 'base'])
+  for (const [name, layer] of [[CVD, 'system@2'], [TAUGHT_CVD, 'system@2'], [OTHER_CVD, 'system@1']]) varve(home, ['cvd', 'create', name, '--layer', layer])
   const { rootUuid } = varve(home, ['compose', CVD]).json as { rootUuid: string }
   const rawFile = path.join(place, 'disk.raw')
   const qcow2File = path.join(place, 'disk.qcow2')
   await copyOut(home, rawFile)
   execute('qemu-img', ['convert', '-f', 'raw', '-O', 'qcow2', '-c', '-o', 'compression_type=zstd', rawFile, qcow2File])
   const sizeBytes = (JSON.parse(execute('qemu-img', ['info', '--output=json', qcow2File])) as { 'virtual-size': number })['virtual-size']
-  const boot = path.join(trees[0], 'boot')
+  const boot = path.join(root, 'boot')
   const kernelFile = path.join(boot, readdirSync(boot).find((file) => file.startsWith('vmlinuz-'))!)
   const homes: Homes = { never: home, learned: path.join(place, 'home-learned'), other: path.join(place, 'home-other') }
   const bootChunks = await teach(home, homes.learned, TAUGHT_CVD, image)
   await teach(home, homes.other, OTHER_CVD, image)
-  const images: Images = { image, homes, bootChunks, rawFile, qcow2File, sizeBytes, rootUuid, kernelFile, initrdFile: kernelFile.replace('vmlinuz-', 'initrd.img-') }
+  const images: Images = { image, homes, bootChunks, otherCovers: covered(homes), rawFile, qcow2File, sizeBytes, rootUuid, kernelFile, initrdFile: kernelFile.replace('vmlinuz-', 'initrd.img-') }
   writeFileSync(manifest, JSON.stringify(images))
   return images
 }
@@ -136,16 +138,35 @@ async function teach(home: string, to: string, cvd: string, image: ImageName): P
   rmSync(to, { recursive: true, force: true })
   execute('cp', ['-a', home, to])
   const socket = `${to}.sock`
-  await using recorder = new VarveProcess(['bootset', 'record', cvd, '--nbd', `unix:${socket}`, '--home', to])
+  // An emulated processor is quiet for long while nothing is over: the mark ends it.
+  await using recorder = new VarveProcess(['bootset', 'record', cvd, '--nbd', `unix:${socket}`, '--seconds', TEACH_SECONDS_MAX, '--quiet', TEACH_SECONDS_MAX, '--home', to])
   while (!existsSync(socket)) await recorder.runsFor(POLL_MS)
   const { memoryMiB, display } = IMAGES[image]
   {
     await using guest = new Guest({ disk: `nbd+unix:///${cvd}?socket=${socket}`, memoryMiB, extra: display })
-    await guest.waitFor(new RegExp(MARK), { timeoutMs: TEACH_MS_MAX })
+    await Promise.race([guest.waitFor(new RegExp(MARK), { timeoutMs: Number(TEACH_SECONDS_MAX) * 1000 }), recorder.document().then((said) => Promise.reject(new Error(`the recording ended before the boot: ${JSON.stringify(said)}`)))])
   }
   const { learned, chunks } = (await recorder.end()) as { learned: boolean; chunks: number }
   if (!learned) throw new Error(`nothing was learned from the boot of ${cvd}`)
   return chunks
+}
+
+/** From copies: a home learns what it is asked. */
+function covered(homes: Homes): number {
+  const [used, fetched] = [homes.learned, homes.other].map((home) => {
+    const copy = `${home}.copy`
+    execute('cp', ['-a', home, copy])
+    const { source, fileList } = varve(copy, ['bootset', 'show', CVD]).json as { source: string; fileList: { path: string; bytes: number }[] }
+    rmSync(copy, { recursive: true })
+    if (source !== 'learned') throw new Error(`${home} holds no boot set for ${CVD}`)
+    return new Map(fileList.map((file) => [file.path, file.bytes]))
+  })
+  let [bytes, bytesFetched] = [0, 0]
+  for (const [file, size] of used) {
+    bytes += size
+    bytesFetched += Math.min(size, fetched.get(file) ?? 0)
+  }
+  return bytesFetched / bytes
 }
 
 /** The disk of CVD as a raw file. From a copy of the home: whoever serves a disk may learn from what is read. */

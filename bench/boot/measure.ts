@@ -22,6 +22,8 @@ export interface LineSetting {
 export interface Sample {
   ms: number
   bytesDown: number
+  /** Of these, what only the fill asked for. */
+  fillBytes: number
   bytesUp: number
   requests: number
   misses: number
@@ -36,6 +38,7 @@ export interface Boot {
   markMs: number
   /** At the mark. */
   bytesDown: number
+  fillBytes: number
   bytesUp: number
   requests: number
   misses: number
@@ -70,15 +73,16 @@ export async function measureBoot({ images, variant, line: setting, firmware, ro
         target,
         delayMs: setting.roundTripMs / 2,
         bitsPerSecond: setting.megabitsPerSecond * 1e6,
-        onSent: (connection, bytes) => counting.take(connection, bytes),
+        onSent: (connection, bytes) => counting.sent(connection, bytes),
+        onReceived: (connection, bytes) => counting.received(connection, bytes),
       }))
       return line.address
     },
   })
   const startedMs = performance.now()
   const sample = (): Sample => {
-    const { requests, misses } = counter?.counts ?? { requests: 0, misses: 0 }
-    return { ms: performance.now() - startedMs, bytesDown: line?.figures.down.bytes ?? 0, bytesUp: line?.figures.up.bytes ?? 0, requests, misses: variant.copiesFirst ? 0 : misses }
+    const { requests, misses, fillBytes } = counter?.counts ?? { requests: 0, misses: 0, fillBytes: 0 }
+    return { ms: performance.now() - startedMs, bytesDown: line?.figures.down.bytes ?? 0, fillBytes, bytesUp: line?.figures.up.bytes ?? 0, requests, misses: variant.copiesFirst ? 0 : misses }
   }
   const samples: Sample[] = [sample()]
   const timer = setInterval(() => samples.push(sample()), SAMPLE_MS)

@@ -12,7 +12,7 @@ import type { ImageName } from '../boot/images.ts'
 import { FIRMWARES, measureBoot } from '../boot/measure.ts'
 import type { Boot, Firmware, LineSetting } from '../boot/measure.ts'
 import { FLOOR_VARIANT, OUR_VARIANTS, PEERS } from '../boot/variants.ts'
-import { machine, version } from '../figures.ts'
+import { figure, machine, version } from '../figures.ts'
 import type { BenchResult } from '../figures.ts'
 import { shuffled } from '../nbd/request-table.ts'
 
@@ -68,7 +68,10 @@ export async function run(): Promise<BootResult> {
     seed,
     image: images.image,
     firmware,
-    figures: bootFigures(boots),
+    figures: [
+      figure({ name: 'what a boot uses, covered by the boot set of another system of the same packages', unit: '%', ours: [images.otherCovers * 100], moreIsBetter: true, oursMin: 90 }),
+      ...bootFigures(boots),
+    ],
     boots,
     notes: [
       `image ${images.image}, ${firmware}; ${ROUNDS} rounds, all variants in turns on each line, in another order each time`,

@@ -22,6 +22,8 @@ import { ScratchDirectory, varve } from '../varve-command.ts'
 /** A session as it is sent, and what is in it. */
 interface Session {
   bytes: Buffer
+  /** Of a stream: what is answered. */
+  answers: Buffer
   counts: RequestCounts
 }
 
@@ -31,7 +33,7 @@ function nbdSession(random: Random): Session {
   go.writeUInt32BE(7, 8)
   go.writeUInt32BE(10, 12)
   const pieces: Buffer[] = [Buffer.from([0, 0, 0, 3]), go]
-  const counts = { requests: 1, misses: 0 }
+  const counts = { requests: 1, misses: 0, fillBytes: 0 }
   for (let index = random.below(50); index > 0; index--) {
     const type = random.below(7)
     const head = Buffer.alloc(28)
@@ -43,24 +45,34 @@ function nbdSession(random: Random): Session {
     counts.requests++
     if (type === 0) counts.misses++
   }
-  return { bytes: Buffer.concat(pieces), counts }
+  return { bytes: Buffer.concat(pieces), answers: Buffer.alloc(0), counts }
+}
+
+function frame(type: number, payload: Buffer): Buffer {
+  const head = Buffer.alloc(5)
+  head.writeUInt32LE(payload.length)
+  head[4] = type
+  return Buffer.concat([head, payload])
 }
 
 function streamSession(random: Random): Session {
   const pieces: Buffer[] = [Buffer.from('GET /v1/stream HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: varve-stream/1\r\n\r\n')]
-  const counts = { requests: 1, misses: 0 }
+  const answers: Buffer[] = [Buffer.from('HTTP/1.1 101 Switching Protocols\r\n\r\n')]
+  const counts = { requests: 1, misses: 0, fillBytes: 0 }
   for (let index = random.below(50); index > 0; index--) {
     const type = random.between(1, 8)
     const digests = random.between(1, 3000)
     const payload = type === 3 ? Buffer.concat([Buffer.from([random.below(3)]), random.bytes(digests * 32)]) : random.bytes(random.between(1, 1000))
-    const head = Buffer.alloc(5)
-    head.writeUInt32LE(payload.length)
-    head[4] = type
-    pieces.push(head, payload)
+    pieces.push(frame(type, payload))
     if (type <= 3) counts.requests++
     if (type === 3 && payload[0] === 0) counts.misses += digests
+    if (type !== 3) continue
+    // The first chunk that was asked for comes, and a PONG.
+    const chunk = frame(3, Buffer.concat([payload.subarray(1, 33), Buffer.alloc(5), random.bytes(random.below(100_000))]))
+    answers.push(chunk, frame(5, random.bytes(8)))
+    if (payload[0] === 2) counts.fillBytes += chunk.length
   }
-  return { bytes: Buffer.concat(pieces), counts }
+  return { bytes: Buffer.concat(pieces), answers: Buffer.concat(answers), counts }
 }
 
 for (const [protocol, session] of [['nbd', nbdSession], ['stream', streamSession]] as const) {
@@ -74,10 +86,14 @@ for (const [protocol, session] of [['nbd', nbdSession], ['stream', streamSession
       while (sessions.some(({ bytes }, index) => sent[index] < bytes.length)) {
         const index = random.below(2)
         const count = random.pick([1, 7, 100, 10_000, 200_000])
-        counter.take(index, sessions[index].bytes.subarray(sent[index], sent[index] + count))
+        counter.sent(index, sessions[index].bytes.subarray(sent[index], sent[index] + count))
         sent[index] += count
       }
-      const total = { requests: sessions[0].counts.requests + sessions[1].counts.requests, misses: sessions[0].counts.misses + sessions[1].counts.misses }
+      for (const [index, { answers }] of sessions.entries()) {
+        for (let at = 0, count = 0; at < answers.length; at += count) counter.received(index, answers.subarray(at, at + (count = random.pick([1, 7, 100, 10_000, 200_000]))))
+      }
+      const total = { requests: 0, misses: 0, fillBytes: 0 }
+      for (const { counts } of sessions) for (const name of ['requests', 'misses', 'fillBytes'] as const) total[name] += counts[name]
       assert.deepEqual(counter.counts, total, `seed ${seed}, run ${run}`)
     }
   })
@@ -89,7 +105,7 @@ for (const [protocol, session] of [['nbd', nbdSession], ['stream', streamSession
       const counter = new RequestCounter(protocol)
       const { bytes } = session(random)
       try {
-        for (let piece = 0; piece < 20; piece++) counter.take(0, random.chance(0.5) ? random.bytes(random.below(20_000)) : bytes)
+        for (let piece = 0; piece < 20; piece++) counter[random.pick(['sent', 'received'] as const)](0, random.chance(0.5) ? random.bytes(random.below(20_000)) : bytes)
       } catch (error) {
         assert.match((error as Error).message, /an NBD request starts with|not the protocol/, `seed ${seed}, run ${run}`)
       }
@@ -99,8 +115,8 @@ for (const [protocol, session] of [['nbd', nbdSession], ['stream', streamSession
 
 function boot(variant: string, seconds: number, counts: Partial<Boot> = {}): Boot {
   const markMs = seconds * 1000
-  const at = { bytesDown: 40 << 20, bytesUp: 1 << 20, requests: 3000, misses: 3000, ...counts }
-  return { variant, line: { megabitsPerSecond: 20, roundTripMs: 80 }, round: 0, powerOnMs: 100, markMs, ...at, samples: [{ ms: 0, bytesDown: 0, bytesUp: 0, requests: 0, misses: 0 }, { ms: markMs, ...at }] }
+  const at = { bytesDown: 40 << 20, fillBytes: 0, bytesUp: 1 << 20, requests: 3000, misses: 3000, ...counts }
+  return { variant, line: { megabitsPerSecond: 20, roundTripMs: 80 }, round: 0, powerOnMs: 100, markMs, ...at, samples: [{ ms: 0, bytesDown: 0, fillBytes: 0, bytesUp: 0, requests: 0, misses: 0 }, { ms: markMs, ...at }] }
 }
 
 test('figures of boots carry the goals of streaming, the report holds all of them and needs no other file', () => {
@@ -114,9 +130,11 @@ test('figures of boots carry the goals of streaming, the report holds all of the
     'time to the mark over that from a local raw file, varve; 20 Mbit/s, 80 ms': true,
     'time to the mark, varve, never booted; 20 Mbit/s, 80 ms': false,
     'time to the mark over that from a local raw file, varve, never booted; 20 Mbit/s, 80 ms': null,
-    'bytes down the line before the mark, varve; 20 Mbit/s, 80 ms': true,
+    'bytes down the line before the mark, less the fill, varve; 20 Mbit/s, 80 ms': true,
+    'bytes down the line before the mark, varve; 20 Mbit/s, 80 ms': null,
     'requests before the mark, varve; 20 Mbit/s, 80 ms': true,
     'waited for before the mark, varve; 20 Mbit/s, 80 ms': null,
+    'bytes down the line before the mark, less the fill, varve, never booted; 20 Mbit/s, 80 ms': null,
     'bytes down the line before the mark, varve, never booted; 20 Mbit/s, 80 ms': null,
     'requests before the mark, varve, never booted; 20 Mbit/s, 80 ms': null,
     'waited for before the mark, varve, never booted; 20 Mbit/s, 80 ms': null,
@@ -143,7 +161,7 @@ echo "${MARK}" >/dev/console
   const rawFile = scratch.join('disk.raw')
   await copyOut(home, rawFile)
   const kernelFile = path.join(layers.base, `boot/vmlinuz-${layers.kernelVersion}`)
-  const images = { image: 'debian' as const, homes: { never: home, learned: home, other: home }, bootChunks: 0, rawFile, qcow2File: '', sizeBytes: statSync(rawFile).size, rootUuid: '', kernelFile, initrdFile: kernelFile.replace('vmlinuz-', 'initrd.img-') }
+  const images = { image: 'debian' as const, homes: { never: home, learned: home, other: home }, bootChunks: 0, otherCovers: 0, rawFile, qcow2File: '', sizeBytes: statSync(rawFile).size, rootUuid: '', kernelFile, initrdFile: kernelFile.replace('vmlinuz-', 'initrd.img-') }
   const setting = { images, firmware: 'bios' as const, line: { megabitsPerSecond: 1000, roundTripMs: 2 }, round: 0 }
   const local = await measureBoot({ ...setting, variant: FLOOR_VARIANT })
   assert.equal(local.bytesDown, 0)

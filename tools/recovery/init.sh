@@ -18,6 +18,9 @@ mount -t devtmpfs dev /dev
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t tmpfs -o mode=0755 run /run
+# What the kernel needs unasked: checksums of filesystems, character sets.
+system_modprobe=$(cat /proc/sys/kernel/modprobe)
+echo /bin/modprobe >/proc/sys/kernel/modprobe
 
 # On every console that the kernel writes to.
 say() {
@@ -93,6 +96,8 @@ start_network() {
   ip link set lo up
   until_true has_network_card || fail 'no network card was found'
   for card in $(network_cards); do ip link set "$card" up; done
+  # Under this name the server knows the agent.
+  hostname "recovery-$(cat /sys/class/net/[!l]*/address | head -n 1 | tr -d :)"
   case $(value ip) in
     '' | dhcp) until_true dhcp || fail 'no answer by DHCP on any network card' ;;
     *) until_true static_address || fail 'no network card has a line' ;;
@@ -173,7 +178,7 @@ choose_target() {
 
 # Without the token at first: a disk that was begun knows its key, and a token is good once.
 start_agent() {
-  set -- agent stream "$cvd" --to "$target" --nbd unix:/run/nbd.sock --from "$server" --identity /run/identity.json --miss-ms "$MISS_MS_MAX" --json
+  set -- agent stream "$cvd" --to "$target" --nbd unix:/run/nbd.sock --from "$server" --identity /run/identity.json --miss-ms "$MISS_MS_MAX" --log-level info --json
   [ ! -e "$AGENT/etc/authorities.pem" ] || set -- "$@" --ca /etc/authorities.pem
   [ "$(value overwrite)" != 1 ] || set -- "$@" --overwrite
   say "starting the agent: varve $*"
@@ -232,6 +237,7 @@ mount_root() {
 
 enter_system() {
   lend_modules
+  echo "$system_modprobe" >/proc/sys/kernel/modprobe
   mount --move /dev /root/dev
   mount --move /proc /root/proc
   mount --move /sys /root/sys

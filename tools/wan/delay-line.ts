@@ -21,6 +21,8 @@ export interface DelayLineOptions {
   queueBytes?: number
   /** Is shown what a connection, by its number from 0, sends towards the target, when the line takes it. */
   onSent?: (connection: number, bytes: Buffer) => void
+  /** The same of what comes from the target. */
+  onReceived?: (connection: number, bytes: Buffer) => void
 }
 
 export interface DirectionFigures {
@@ -155,6 +157,7 @@ export class DelayLine implements AsyncDisposable {
   readonly #down: Direction
   readonly #sockets = new Set<net.Socket>()
   readonly #onSent: DelayLineOptions['onSent']
+  readonly #onReceived: DelayLineOptions['onReceived']
   #connections = 0
   #cut = false
 
@@ -172,6 +175,7 @@ export class DelayLine implements AsyncDisposable {
     this.#up = new Direction(options)
     this.#down = new Direction(options)
     this.#onSent = options.onSent
+    this.#onReceived = options.onReceived
     server.on('connection', (socket) => this.#accept(socket, options.delayMs))
   }
 
@@ -233,6 +237,7 @@ export class DelayLine implements AsyncDisposable {
     far.once('connect', () => {
       const connection = this.#connections++
       if (this.#onSent !== undefined) near.on('data', (bytes) => this.#onSent!(connection, bytes))
+      if (this.#onReceived !== undefined) far.on('data', (bytes) => this.#onReceived!(connection, bytes))
       this.#carry(this.#up, near, far)
       this.#carry(this.#down, far, near)
     })
