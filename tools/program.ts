@@ -17,6 +17,7 @@ const COMMANDS: Record<string, () => Promise<AddCommands>> = {
   config: async () => (await import('./commands/config.ts')).addConfigCommands,
   agent: async () => (await import('./commands/agent.ts')).addAgentCommands,
   recovery: async () => (await import('./commands/recovery.ts')).addRecoveryCommands,
+  restore: async () => (await import('./commands/agent-stream.ts')).addRestoreCommand,
   snapshot: async () => (await import('./commands/snapshot.ts')).addSnapshotCommands,
   bootset: async () => (await import('./commands/bootset.ts')).addBootSetCommands,
   gc: storeCommands,

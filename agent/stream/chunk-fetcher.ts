@@ -47,6 +47,8 @@ export interface FetcherOptions {
   identity: AgentIdentity
   /** Is opened on each connection, so that the server keeps what it consists of. */
   disk: string
+  /** Object of the block map that is gone on with, hexadecimal: of a disk that was begun before. */
+  map?: string
   log: Logger
 }
 
@@ -270,7 +272,7 @@ export class ChunkFetcher implements AsyncDisposable {
 
   /** One connection, until it ends. */
   async #serve(signal: AbortSignal): Promise<void> {
-    const { address, identity, log } = this.#options
+    const { address, identity, map, log } = this.#options
     const connection = await StreamConnection.open(address, identity, {
       chunk: (digest, stored) => this.#arrived(digest, stored),
       chunkFailed: (digest, reason) => this.#refused(digest, reason),
@@ -278,7 +280,7 @@ export class ChunkFetcher implements AsyncDisposable {
     }, signal)
     try {
       this.#window.restart()
-      const info = await connection.openDisk(this.#disk, this.#info?.map)
+      const info = await connection.openDisk(this.#disk, this.#info?.map ?? map)
       signal.throwIfAborted()
       this.#info = info
       for (const heard of this.#openedWaiters.splice(0)) heard(info)

@@ -52,7 +52,7 @@ export interface StreamingOptions {
   fetcher: ChunkFetcher
   /** Name of the export. */
   cvd: string
-  /** Where the disk is served: `HOST:PORT`, `unix:PATH`. */
+  /** Where the disk is served: `HOST:PORT`, `unix:PATH`. None: nowhere. */
   nbd: readonly string[]
   missMsMax?: number
   /** Directories, disk images and devices of this machine that may hold parts of the disk. */
@@ -99,6 +99,8 @@ export interface StreamNote {
   cvd: string
   /** What is opened on the server: of a snapshot, if it is one. */
   open: string
+  /** Object of the block map, hexadecimal. */
+  map: string
   url: string
   ca?: string
   /** Hexadecimal. */
@@ -118,7 +120,7 @@ export async function beginTarget({ cvd, path, server, identity, overwrite, log,
     const open = info.snapshot ?? cvd
     fetcher.disk = open
     const note: StreamNote = {
-      cvd, open, url: server.url.href, ca: server.ca, fingerprint: server.fingerprint?.toString('hex'),
+      cvd, open, map: info.map, url: server.url.href, ca: server.ca, fingerprint: server.fingerprint?.toString('hex'),
       agent: identity.agent, privateKey: identity.privateKey.export({ type: 'pkcs8', format: 'pem' }) as string,
     }
     return { target: await Target.create({ path, map, note, overwrite }), fetcher, info }
@@ -134,7 +136,7 @@ export class Streaming implements AsyncDisposable {
   readonly #disk: StreamedDisk
   readonly #recorder: ReadRecorder
   readonly #uses = new UseWatch()
-  readonly #nbd: NbdServer
+  readonly #nbd: NbdServer | undefined
   readonly #cvd: string
   readonly #log: Logger
   readonly #stop = new AbortController()
@@ -163,7 +165,7 @@ export class Streaming implements AsyncDisposable {
     })
     const served: Omit<ServedExport, 'release'> = { name: cvd, description: `${cvd}, as it comes to ${target.path}`, device: disk, contexts: [residentContext(disk)] }
     try {
-      const server = await NbdServer.listen(nbd, {
+      const server = nbd.length === 0 ? undefined : await NbdServer.listen(nbd, {
         log,
         provider: {
           list: () => Promise.resolve([{ name: cvd, description: served.description }]),
@@ -182,7 +184,7 @@ export class Streaming implements AsyncDisposable {
     }
   }
 
-  private constructor({ target, fetcher, disk, recorder, server, cvd, seeds, log }: { target: Target; fetcher: ChunkFetcher; disk: StreamedDisk; recorder: ReadRecorder; server: NbdServer; cvd: string; seeds: readonly string[]; log: Logger }) {
+  private constructor({ target, fetcher, disk, recorder, server, cvd, seeds, log }: { target: Target; fetcher: ChunkFetcher; disk: StreamedDisk; recorder: ReadRecorder; server: NbdServer | undefined; cvd: string; seeds: readonly string[]; log: Logger }) {
     this.#target = target
     this.#fetcher = fetcher
     this.#disk = disk
@@ -209,12 +211,12 @@ export class Streaming implements AsyncDisposable {
   }
 
   get nbdAddresses(): readonly string[] {
-    return this.#nbd.addresses
+    return this.#nbd?.addresses ?? []
   }
 
   /** That use the disk now. */
   async connections(): Promise<number> {
-    return (await this.#nbd.metrics()).connectionsOpen
+    return (await this.#nbd?.metrics())?.connectionsOpen ?? 0
   }
 
   status(): StreamStatus {
@@ -243,7 +245,7 @@ export class Streaming implements AsyncDisposable {
 
   /** Stops serving and filling, and makes everything durable; a complete target is a plain disk then. */
   async [Symbol.asyncDispose](): Promise<void> {
-    await this.#nbd.close()
+    await this.#nbd?.close()
     this.#uses[Symbol.dispose]()
     this.#stop.abort(new VarveError('CONNECTION_LOST', 'the agent has stopped'))
     await this.#fetcher[Symbol.asyncDispose]()

@@ -1,5 +1,5 @@
 /**
- * `varve agent stream` and `varve agent status`: the endpoint's side of streaming.
+ * `varve agent stream`, `varve restore` and `varve agent status`: the endpoint's side of streaming.
  */
 import { createPrivateKey, X509Certificate } from 'node:crypto'
 import { mkdirSync, readdirSync, readFileSync, realpathSync, renameSync, rmSync, writeFileSync } from 'node:fs'
@@ -46,29 +46,10 @@ interface StreamOptions {
 }
 
 export function addAgentStreamCommands(agent: Command): void {
-  agent.command('stream').argument('<cvd>', 'CVD or CVD@SNAPSHOT of the server').description('stream a CVD to a disk of this machine, and serve it meanwhile; ends when the disk is complete and nobody uses it')
-    .requiredOption('--to <path>', 'file or block device that becomes the disk')
+  withStreamOptions(agent.command('stream').argument('<cvd>', 'CVD or CVD@SNAPSHOT of the server'))
+    .description('stream a CVD to a disk of this machine, and serve it meanwhile; ends when the disk is complete and nobody uses it')
     .option('--nbd <address...>', `where the disk is served: HOST:PORT or unix:PATH (default: ${NBD_DEFAULT})`, [])
-    .option('--from <url>', 'the server: http://HOST:PORT or https://HOST:PORT; a target that was begun knows it')
-    .option('--token <token>', 'makes this machine known to the server; needed once')
-    .option('--identity <file>', 'where this machine keeps its key (default: in the state directory of the user)')
-    .option('--ca <file>', 'PEM: who signs the certificate of the server')
-    .option('--seed <path...>', 'directory, disk image or device of this machine that may hold parts of the disk', [])
-    .option('--overwrite', 'give up what the target holds')
-    .addOption(new Option('--miss-ms <milliseconds>', 'how long a read waits for the server before it fails').argParser(milliseconds).default(MISS_MS_MAX))
-    .addOption(new Option('--log-level <level>', 'how much is logged').choices(LOG_LEVELS).default('warn'))
-    .action(action(async (invocation, cvd: string, options: StreamOptions) => {
-      const log = openLog(options.logLevel)
-      using notifier = new Notifier(log)
-      await using streaming = await open(cvd, options, invocation, log)
-      await using _control = await listenForStatus(streaming, options.to, log)
-      const { target, diskBytes, presentBytes } = streaming.status()
-      const summary = `streaming ${cvd} to ${target}, served on ${streaming.nbdAddresses.join(', ')}`
-      invocation.result({ cvd, target, nbd: streaming.nbdAddresses, diskBytes, presentBytes, pid: process.pid }, summary)
-      notifier.ready(summary)
-      await untilItCanGo(streaming, invocation)
-      notifier.stopping('making everything durable')
-    }))
+    .action(action((invocation, cvd: string, options: StreamOptions) => stream(invocation, cvd, { ...options, nbd: options.nbd.length > 0 ? options.nbd : [NBD_DEFAULT] })))
 
   agent.command('status').argument('[target]').description('what the agents of this machine stream, or one of them').action(action(async (invocation, target: string | undefined) => {
     const sockets = target === undefined ? statusSockets() : [statusSocket(target)]
@@ -78,6 +59,42 @@ export function addAgentStreamCommands(agent: Command): void {
   }))
 }
 
+/** `varve restore`: the same, by another name, for who wants the disk and need not use it before it is whole. */
+export function addRestoreCommand(program: Command): void {
+  withStreamOptions(program.command('restore').argument('<cvd>', 'CVD or CVD@SNAPSHOT of the server'))
+    .description('bring a CVD to a file or disk of this machine; with --stream it can be used meanwhile, as with varve agent stream')
+    .option('--stream', 'serve the disk while it comes')
+    .option('--nbd <address...>', `with --stream, where: HOST:PORT or unix:PATH (default: ${NBD_DEFAULT})`, [])
+    .action(action((invocation, cvd: string, options: StreamOptions & { stream?: boolean }) => stream(invocation, cvd, { ...options, nbd: options.stream !== true ? [] : options.nbd.length > 0 ? options.nbd : [NBD_DEFAULT] })))
+}
+
+function withStreamOptions(command: Command): Command {
+  return command
+    .requiredOption('--to <path>', 'file or block device that becomes the disk')
+    .option('--from <url>', 'the server: http://HOST:PORT or https://HOST:PORT; a target that was begun knows it')
+    .option('--token <token>', 'makes this machine known to the server; needed once')
+    .option('--identity <file>', 'where this machine keeps its key (default: in the state directory of the user)')
+    .option('--ca <file>', 'PEM: who signs the certificate of the server')
+    .option('--seed <path...>', 'directory, disk image or device of this machine that may hold parts of the disk', [])
+    .option('--overwrite', 'give up what the target holds')
+    .addOption(new Option('--miss-ms <milliseconds>', 'how long a read waits for the server before it fails').argParser(milliseconds).default(MISS_MS_MAX))
+    .addOption(new Option('--log-level <level>', 'how much is logged').choices(LOG_LEVELS).default('warn'))
+}
+
+async function stream(invocation: Invocation, cvd: string, options: StreamOptions): Promise<void> {
+  const log = openLog(options.logLevel)
+  using notifier = new Notifier(log)
+  await using streaming = await open(cvd, options, invocation, log)
+  await using _control = await listenForStatus(streaming, options.to, log)
+  const { target, diskBytes, presentBytes } = streaming.status()
+  const served = streaming.nbdAddresses
+  const summary = `${cvd} comes to ${target}${served.length === 0 ? '' : `, served on ${served.join(', ')}`}`
+  invocation.result({ cvd, target, nbd: served, diskBytes, presentBytes, pid: process.pid }, summary)
+  notifier.ready(summary)
+  await untilItCanGo(streaming, invocation)
+  notifier.stopping('making everything durable')
+}
+
 function milliseconds(text: string): number {
   const value = Number(text)
   if (!Number.isInteger(value) || value < 1 || value > MISS_MS_LONGEST) throw new InvalidArgumentError(`a whole number from 1 to ${MISS_MS_LONGEST}`)
@@ -85,9 +102,8 @@ function milliseconds(text: string): number {
 }
 
 async function open(cvd: string, options: StreamOptions, invocation: Invocation, log: Logger): Promise<Streaming> {
-  const nbd = options.nbd.length > 0 ? options.nbd : [NBD_DEFAULT]
   const { target, fetcher } = await openTarget(cvd, options, invocation, log)
-  return Streaming.start({ target, fetcher, cvd, nbd, missMsMax: options.missMs, seeds: options.seed, log })
+  return Streaming.start({ target, fetcher, cvd, nbd: options.nbd, missMsMax: options.missMs, seeds: options.seed, log })
 }
 
 async function openTarget(cvd: string, options: StreamOptions, invocation: Invocation, log: Logger): Promise<{ target: Target; fetcher: ChunkFetcher }> {
@@ -102,7 +118,7 @@ async function openTarget(cvd: string, options: StreamOptions, invocation: Invoc
     if (note.cvd !== undefined && note.cvd !== cvd) throw new VarveError('TARGET_INVALID', `${options.to} was begun for ${note.cvd}; --overwrite gives up what it holds`)
     const address = serverOf(options, note)
     const identity = note.agent !== undefined && note.privateKey !== undefined && options.token === undefined ? { agent: note.agent, privateKey: createPrivateKey(note.privateKey) } : (await identify(options, invocation)).identity
-    return { target: found, fetcher: new ChunkFetcher({ address, identity, disk: note.open ?? cvd, log }) }
+    return { target: found, fetcher: new ChunkFetcher({ address, identity, disk: note.open ?? cvd, map: note.map, log }) }
   } catch (error) {
     await found[Symbol.asyncDispose]()
     throw error
