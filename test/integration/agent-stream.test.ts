@@ -1,6 +1,6 @@
 /**
  * `varve agent stream` against `varve serve`, as processes: over a thin line, with a guest that writes, both sides killed, until the disk is complete.
- * Debian packages: qemu-utils (qemu-img), e2fsprogs.
+ * Debian packages: qemu-utils (qemu-img), mount (losetup).
  */
 import assert from 'node:assert/strict'
 import { spawn } from 'node:child_process'
@@ -159,4 +159,31 @@ test('what a seed holds does not come over the line', async () => {
   const [disk, ...others] = ['plain', 'from-files', 'from-disk'].map((name) => readFileSync(home.scratch.join(name)))
   for (const other of others) assert.ok(other.equals(disk))
   assert.ok(fromFiles < plain / 2 && fromDisk < plain / 2, `${plain} bytes without, ${fromFiles} with files, ${fromDisk} with a disk`)
+})
+
+test('a block device that held something else becomes the disk, holes and all', async () => {
+  const random = new Random(testSeed())
+  using home = new DeskHome({ fill: fill(random), size: '160M' })
+  await using server = await VarveServer.start(home.path, `unix:${home.socket()}`, { args: ['--http', '127.0.0.1:0'] })
+  const image = home.scratch.join('device.img')
+  writeFileSync(image, random.bytes(170 << 20))
+  const device = (await run('losetup', ['--find', '--show', image])).stdout.trim()
+  try {
+    const { token } = varve(home.path, ['agent', 'token']).json
+    const args = ['desk', '--to', device, '--nbd', `unix:${home.scratch.join('agent.sock')}`, '--from', `http://${server.document.http}`, '--token', token]
+    {
+      await using refused = new StreamingAgent(home.scratch.join('state'), args)
+      assert.equal(await refused.exited, 1)
+      assert.match(refused.output, /TARGET_INVALID.*--overwrite/s)
+    }
+    await using agent = new StreamingAgent(home.scratch.join('state'), [...args, '--overwrite'])
+    assert.equal(await agent.exited, 0, agent.output)
+    await run('qemu-img', ['convert', '-O', 'raw', home.uri(), home.scratch.join('expected.raw')])
+    const expected = readFileSync(home.scratch.join('expected.raw'))
+    const found = readFileSync(image)
+    assert.ok(found.subarray(0, expected.length).equals(expected))
+    assert.ok(!found.includes('PRIVATE KEY'), 'the key of the agent is not left on the device')
+  } finally {
+    await run('losetup', ['--detach', device])
+  }
 })
