@@ -1,14 +1,16 @@
 /**
  * ReadRecorder: notes which chunks of a disk's block map are read: each chunk's first use, in order, while a boot is recorded, and how often chunks
- * are used, from a sample of the reads.
+ * are used, where they are many from a sample of the reads.
  */
 import type { BlockMap } from '../blockmap/block-map.ts'
 import { SPECIAL_MIN } from '../blockmap/extent-columns.ts'
 
 /** First uses that are noted of one boot; the rest of a longer one is not. */
 export const BOOT_CHUNKS_MAX = 1 << 18
-/** One read in so many is counted, for all that it stands for. */
+/** Of a reader that is faster than READS_EACH_TURN, one read in so many is counted, for all that it stands for. */
 export const READS_PER_SAMPLE = 16
+/** So many reads are counted one by one until the next `turn`: more than a person's machine reads in a second, and nothing beside what a fast reader costs. */
+export const READS_EACH_TURN = 2000
 
 /** What one boot first used, in order. */
 export interface BootRecord {
@@ -31,13 +33,14 @@ export interface ChunkUses {
 export class ReadRecorder {
   readonly map: BlockMap
   #boot: BootNotes | undefined
+  #left = READS_EACH_TURN
   #untilSample = READS_PER_SAMPLE
-  readonly #samples: Uint32Array
-  #sampled = false
+  readonly #uses: Uint32Array
+  #used = false
 
   constructor(map: BlockMap) {
     this.map = map
-    this.#samples = new Uint32Array(map.chunkCount)
+    this.#uses = new Uint32Array(map.chunkCount)
   }
 
   /** Notes first uses from now on, as of a boot that begins. */
@@ -66,34 +69,47 @@ export class ReadRecorder {
   takeUses(): ChunkUses {
     const chunks: number[] = []
     const uses: number[] = []
-    if (this.#sampled) {
-      for (let chunk = 0; chunk < this.#samples.length; chunk++) {
-        if (this.#samples[chunk] === 0) continue
+    if (this.#used) {
+      for (let chunk = 0; chunk < this.#uses.length; chunk++) {
+        if (this.#uses[chunk] === 0) continue
         chunks.push(chunk)
-        uses.push(this.#samples[chunk] * READS_PER_SAMPLE)
+        uses.push(this.#uses[chunk])
       }
-      this.#samples.fill(0)
-      this.#sampled = false
+      this.#uses.fill(0)
+      this.#used = false
     }
     return { chunks: Uint32Array.from(chunks), uses: Uint32Array.from(uses) }
   }
 
+  /** A second has passed, or so. */
+  turn(): void {
+    this.#left = READS_EACH_TURN
+  }
+
   /** @param offset inside the disk: the device has checked it */
   note(offset: number, length: number): void {
-    const isSample = --this.#untilSample === 0
-    if (isSample) this.#untilSample = READS_PER_SAMPLE
-    if ((!isSample && this.#boot === undefined) || length === 0) return
+    const weight = this.#weight()
+    if ((weight === 0 && this.#boot === undefined) || length === 0) return
     const { starts, refs } = this.map
     const end = offset + length
     for (let index = this.map.indexAt(offset); index < starts.length && starts[index] < end; index++) {
       const chunk = refs[index]
       if (chunk >= SPECIAL_MIN) continue
       this.#boot?.note(chunk)
-      if (isSample) {
-        this.#samples[chunk]++
-        this.#sampled = true
-      }
+      this.#uses[chunk] += weight
     }
+    if (weight > 0) this.#used = true
+  }
+
+  /** How many reads the next one stands for. */
+  #weight(): number {
+    if (this.#left > 0) {
+      this.#left--
+      return 1
+    }
+    if (--this.#untilSample > 0) return 0
+    this.#untilSample = READS_PER_SAMPLE
+    return READS_PER_SAMPLE
   }
 }
 

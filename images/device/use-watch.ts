@@ -56,6 +56,7 @@ export class UseWatch implements Disposable {
   #look(): void {
     const disk = this.#disk
     if (disk === undefined) return
+    disk.recorder.turn()
     const now = performance.now()
     const lastMs = disk.recorder.firstUseMs
     this.#firstUseMs ??= lastMs

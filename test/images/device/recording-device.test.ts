@@ -4,7 +4,7 @@ import { describe, test } from 'node:test'
 import { SPECIAL_MIN } from '@varve/images/blockmap/block-map.ts'
 import { ChunkCache } from '@varve/images/device/chunk-cache.ts'
 import { MapDevice } from '@varve/images/device/map-device.ts'
-import { READS_PER_SAMPLE } from '@varve/images/device/read-recorder.ts'
+import { READS_EACH_TURN, READS_PER_SAMPLE } from '@varve/images/device/read-recorder.ts'
 import { RecordingDevice } from '@varve/images/device/recording-device.ts'
 import { Random, testSeed } from '../../random.ts'
 import { deviceConformance } from './conformance.ts'
@@ -52,12 +52,19 @@ describe(`RecordingDevice (seed ${seed})`, () => {
     assert.equal(device.recorder.endBoot(), undefined)
   })
 
-  test('counts of a sample stand for all reads, and are taken once', async () => {
+  test('reads are counted one by one as long as they are few, then a sample stands for all of them; counts are taken once', async () => {
     const random = new Random(seed + 1)
     await using device = await recordingDisk(random.bytes(200_000), random)
-    for (let round = 0; round < 100 * READS_PER_SAMPLE; round++) await device.read(Buffer.alloc(1), 150_000)
-    const { chunks, uses } = device.recorder.takeUses()
-    assert.deepEqual([[...chunks], [...uses]], [[device.map.refs[device.map.indexAt(150_000)]], [100 * READS_PER_SAMPLE]])
-    assert.equal(device.recorder.takeUses().chunks.length, 0)
+    const read = async (count: number): Promise<number[]> => {
+      for (let round = 0; round < count; round++) await device.read(Buffer.alloc(1), 150_000)
+      const { chunks, uses } = device.recorder.takeUses()
+      assert.deepEqual([...chunks], [device.map.refs[device.map.indexAt(150_000)]])
+      assert.equal(device.recorder.takeUses().chunks.length, 0)
+      return [...uses]
+    }
+    assert.deepEqual(await read(3), [3])
+    assert.deepEqual(await read(READS_EACH_TURN - 3), [READS_EACH_TURN - 3])
+    assert.deepEqual(await read(100 * READS_PER_SAMPLE), [100 * READS_PER_SAMPLE])
+    device.recorder.turn()
+    assert.deepEqual(await read(5), [5])
   })
-})
