@@ -1,5 +1,5 @@
 /**
- * Calls of the C library that Node does not have: extended attributes, holes of sparse files, locks that die with their process, peers of unix sockets.
+ * Calls of the C library that Node does not have: extended attributes, holes of sparse files, reads that wait for no disk, locks that die with their process, peers of unix sockets.
  * Called through koffi (docs/decisions/0002-native-calls.md). Linux only; paths are raw bytes, since names need not be UTF-8.
  */
 import koffi from 'koffi'
@@ -13,6 +13,7 @@ const lseek = libc.func('int64_t lseek(int fd, int64_t offset, int whence)')
 const flock = libc.func('int flock(int fd, int operation)')
 const madvise = libc.func('int madvise(uintptr_t start, size_t length, int advice)')
 const fallocate = libc.func('int fallocate(int fd, int mode, int64_t offset, int64_t length)')
+const preadv2 = libc.func('int64_t preadv2(int fd, const void *parts, int count, int64_t offset, int flags)')
 const getsockopt = libc.func('int getsockopt(int fd, int level, int name, _Out_ void *value, _Inout_ uint32_t *length)')
 
 const SEEK_DATA = 3
@@ -24,6 +25,7 @@ const LOCK_EX = 2
 const LOCK_NB = 4
 const FALLOC_FL_KEEP_SIZE = 1
 const FALLOC_FL_PUNCH_HOLE = 2
+const RWF_NOWAIT = 8
 const SOL_SOCKET = 1
 const SO_PEERCRED = 17
 /** struct ucred: process, user, group, 32 bits each. */
@@ -100,6 +102,19 @@ export function dataParts(fd: number, sizeBytes: number, { from = 0, partsMax = 
     at = hole
   }
   return parts
+}
+
+/** struct iovec: address and length. */
+const cachedPart = new BigUint64Array(2)
+
+/**
+ * Reads what is in the page cache: never waits for a disk.
+ * @returns bytes read from the start of `target`; 0 if none could be, for whatever reason: who reads them in the usual way learns it
+ */
+export function readCached(fd: number, target: Uint8Array, position: number): number {
+  cachedPart[0] = BigInt(koffi.address(target))
+  cachedPart[1] = BigInt(target.length)
+  return Math.max(0, Number(preadv2(fd, cachedPart, 1, position, RWF_NOWAIT)))
 }
 
 /** First byte of data at or after `offset`, or -1 if there is none. */

@@ -11,6 +11,7 @@ import { decompressInto } from '../chunk/codec.ts'
 import type { Codec } from '../chunk/codec.ts'
 import { CHUNK_BYTES_MAX } from '../chunk/limits.ts'
 import { VarveError } from '../errors.ts'
+import { readCached } from '../native/libc.ts'
 import type { ChunkStore, ReadOptions } from './chunk-store.ts'
 import { collect } from './collect.ts'
 import type { CollectOptions, CollectReport, Reachable } from './collect.ts'
@@ -97,7 +98,7 @@ export class PackStore implements ChunkStore {
   }
 
   /**
-   * A chunk as it is stored, for those who send it on. Read in the thread pool, so that a disk that takes its time holds up nobody else.
+   * A chunk as it is stored, for those who send it on. Read in the thread pool where it has to come from a disk, which then holds up nobody else.
    * The record's header is checked, which has the digest; the payload has no checksum of its own.
    * @throws VarveError CHUNK_MISSING, CHUNK_CORRUPT, INDEX_INVALID
    */
@@ -106,7 +107,8 @@ export class PackStore implements ChunkStore {
     this.#reads.set(fd, (this.#reads.get(fd) ?? 0) + 1)
     try {
       const record = Buffer.allocUnsafeSlow(RECORD_HEADER_BYTES + place.stored)
-      for (let done = 0; done < record.length; ) {
+      // What the kernel has at hand is had faster than a thread of the pool is asked.
+      for (let done = readCached(fd, record, place.offset); done < record.length; ) {
         const { bytesRead } = await readAsync(fd, record, done, record.length - done, place.offset + done)
         if (bytesRead === 0) throw this.#corrupt(digest, place, `the pack ends after ${done} of ${record.length} bytes`)
         done += bytesRead

@@ -108,21 +108,30 @@ test('the time of the day says which rule holds, over midnight too', () => {
 })
 
 test('a stream keeps to its rate; misses overtake what waits for it, and a reload changes it', async () => {
-  const bytes = 32 * KiB
-  await using serving = await serveStreams({ rates: [{ per: 'agent', bitsPerSecondMax: 8 * 64 * KiB }] })
+  const clock = new TestClock()
+  const bytes = 30 * KiB
+  await using serving = await serveStreams({ rates: [{ per: 'agent', bitsPerSecondMax: 8 * 64 * KiB }], clock })
   const fill = serving.source.addChunks(300, bytes)
-  const misses = serving.source.addChunks(1, bytes)
+  const misses = serving.source.addChunks(2, bytes)
   using agent = await serving.open()
   agent.window(Number.MAX_SAFE_INTEGER)
-  const startedMs = performance.now()
   agent.get(Priority.FILL, fill)
-  await agent.chunks(4)
+  // Half of 64 KiB, and what begins in it.
+  assert.deepEqual(await agent.chunks(2), hexOf(fill.slice(0, 2)))
   agent.get(Priority.MISS, misses)
-  const next = await agent.chunks(3)
-  assert.ok(next.slice(0, 2).includes(hexOf(misses)[0]), 'at most what was written already is before it')
-  // Never more than the rate has let through meanwhile, however slow the machine is.
-  const most = 64 * KiB + 64 * KiB * (performance.now() - startedMs) / 1000 + bytes
-  assert.ok(agent.chunkBytes <= most, `${agent.chunkBytes} of ${most}`)
+  // The rest goes to a miss, and is overdrawn by it.
+  assert.deepEqual(await agent.chunks(1), hexOf(misses.slice(0, 1)))
+  await agent.settled()
+  assert.deepEqual(serving.streams.figures().chunksSent, [1, 0, 2])
+  // As much as the debt is, and a little: enough for a miss.
+  clock.ms += 450
+  assert.deepEqual(await agent.chunks(1), hexOf(misses.slice(1)))
+  await agent.settled()
+  assert.deepEqual(serving.streams.figures().chunksSent, [2, 0, 2])
+  clock.ms += 1000
+  assert.deepEqual(await agent.chunks(1), hexOf(fill.slice(2, 3)))
+  await agent.settled()
+  assert.deepEqual(serving.streams.figures().chunksSent, [2, 0, 3])
   serving.streams.reconfigure({ limits: { connectionsMax: 1, connectionsPerAgentMax: 1, handshakeMsMax: 1000, idleMsMax: 10_000 }, sites: [], rates: [] })
-  await agent.chunks(294)
+  assert.deepEqual(await agent.chunks(297), hexOf(fill.slice(3)))
 })
