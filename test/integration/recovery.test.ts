@@ -1,15 +1,15 @@
 /**
- * The recovery medium: built as a user does, it boots by BIOS, by UEFI and from kernel and initrd, finds the machine's network and disk with its own
+ * The recovery medium: built as a user does, it boots by BIOS, by UEFI, from kernel and initrd, and from the network, finds the machine's network and disk with its own
  * drivers, and starts the agent.
  * Debian packages: qemu-system-x86, ovmf, grub-pc-bin, grub-efi-amd64-bin, busybox-static, nbd-client, kmod, cpio, zstd.
  */
 import assert from 'node:assert/strict'
-import { statSync, truncateSync, writeFileSync } from 'node:fs'
+import { mkdirSync, statSync, truncateSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import test from 'node:test'
 import { Guest } from '@varve/tools/demo/guest.ts'
 import type { GuestOptions } from '@varve/tools/demo/guest.ts'
-import { ScratchDirectory, varve } from '../varve-command.ts'
+import { ScratchDirectory, varve, VarveServer } from '../varve-command.ts'
 
 /** Far above what a slow machine needs. */
 const BOOT_MS_MAX = 300_000
@@ -22,7 +22,7 @@ function drive(id: string, file: string): string[] {
   return ['-drive', `file=${file},format=raw,if=none,id=${id}`]
 }
 
-test('the recovery medium boots by BIOS, UEFI and -kernel, and starts the agent on the disk that it was told', async () => {
+test('the recovery medium boots by BIOS, UEFI, -kernel and the network, and starts the agent on the disk that it was told', async () => {
   using scratch = new ScratchDirectory('recovery')
   const out = scratch.join('out')
   const built = varve(scratch.join('home'), ['recovery', 'build', '--out', out, '--kernel-arguments', `console=ttyS0 ${ANSWERS} varve.target=/dev/sda`]).json
@@ -32,7 +32,14 @@ test('the recovery medium boots by BIOS, UEFI and -kernel, and starts the agent 
   writeFileSync(blank, '')
   truncateSync(blank, 1 << 30)
 
-  const machines: { name: string; target: string; options: GuestOptions }[] = [
+  // iPXE is the network card's own ROM; it gets from TFTP where the script is, and all else from varve serve.
+  const tftp = scratch.join('tftp')
+  mkdirSync(tftp)
+  await using server = await VarveServer.start(scratch.join('home'), `unix:${scratch.join('nbd.sock')}`, { args: ['--http', '127.0.0.1:0', '--recovery', out] })
+  const ownServer = `http://10.0.2.2:${server.document.http.split(':')[1]}`
+  writeFileSync(path.join(tftp, 'chain.ipxe'), `#!ipxe\nchain ${ownServer}/boot/boot.ipxe?cvd=desk&token=${TOKEN}&target=/dev/vda\n`)
+
+  const machines: { name: string; target: string; from?: string; options: GuestOptions }[] = [
     { name: 'BIOS', target: '/dev/sda', options: { firmware: 'bios', extra: [...drive('blank', blank), '-device', 'ide-hd,drive=blank', ...drive('medium', disk), '-device', 'virtio-blk-pci,drive=medium,bootindex=0', '-nic', 'user,model=virtio'] } },
     {
       name: 'UEFI, medium on USB',
@@ -47,15 +54,16 @@ test('the recovery medium boots by BIOS, UEFI and -kernel, and starts the agent 
         extra: [...drive('blank', blank), '-device', 'nvme,drive=blank,serial=1', '-nic', 'user,model=rtl8139'],
       },
     },
+    { name: 'network', target: '/dev/vda', from: ownServer, options: { firmware: 'bios', disk: blank, extra: ['-boot', 'n', '-nic', `user,model=virtio,tftp=${tftp},bootfile=chain.ipxe`] } },
   ]
-  for (const { name, target, options } of machines) {
+  for (const { name, target, from = SERVER, options } of machines) {
     await using guest = new Guest(options)
     const [, version] = await guest.waitFor(/varve: recovery medium of Varve (\S+), Linux/, { timeoutMs: BOOT_MS_MAX })
     assert.match(version, /^\d+\.\d+\.\d+$/, name)
-    await guest.waitFor(new RegExp(`varve: starting the agent: varve agent stream desk --to ${target} .*--from ${SERVER}`), { timeoutMs: BOOT_MS_MAX })
-    // It says why it cannot go on, and waits for the user.
+    await guest.waitFor(new RegExp(`varve: starting the agent: varve agent stream desk --to ${target} .*--from ${from}`), { timeoutMs: BOOT_MS_MAX })
+    // It says why it cannot go on, and waits for the user on the last console, which for the network's script is the screen.
     await guest.waitFor(/varve: the agent did not start/, { timeoutMs: BOOT_MS_MAX })
-    await guest.waitFor(/\/ # /, { timeoutMs: BOOT_MS_MAX })
+    await guest.waitFor(from === SERVER ? /\/ # / : /a shell is on the console/, { timeoutMs: BOOT_MS_MAX })
     assert.doesNotMatch(guest.console, /Kernel panic|not found$/m, name)
   }
 })
