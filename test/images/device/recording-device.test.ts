@@ -68,3 +68,4 @@ describe(`RecordingDevice (seed ${seed})`, () => {
     device.recorder.turn()
     assert.deepEqual(await read(5), [5])
   })
+})
