@@ -1,6 +1,6 @@
 /**
- * Seeds: what this machine has already. Files below a directory are cut as an import cuts them; an old disk is compared place by place. Whatever
- * is a chunk that the disk lacks is put there, after its digest was checked, and need not come over the line.
+ * Seeds: what this machine has already. Files below a directory, and those of an old disk, are cut as an import cuts them; an old disk is compared
+ * place by place too. Whatever is a chunk that the disk lacks is put there, after its digest was checked, and need not come over the line.
  */
 import fs from 'node:fs'
 import path from 'node:path'
@@ -11,7 +11,10 @@ import { cutContent } from '@varve/images/chunk/cut.ts'
 import { digestOf } from '@varve/images/chunk/digest.ts'
 import { CUT_BYTES_MAX, SEGMENT_BYTES } from '@varve/images/chunk/limits.ts'
 import { FileDevice } from '@varve/images/device/file-device.ts'
-import { VarveError } from '@varve/images/errors.ts'
+import { isVarveError, VarveError } from '@varve/images/errors.ts'
+import { Ext4Reader } from '@varve/images/filesystems/ext4/reader.ts'
+import { GPT_HEAD_BYTES, readGpt } from '@varve/images/formats/gpt.ts'
+import { Kind } from '@varve/images/tree/tree.ts'
 import type { StreamedDisk } from './streamed-disk.ts'
 
 /** Work that is done in one go, before others have their turn, bytes. */
@@ -78,21 +81,39 @@ export class Seeds {
         const segment = Buffer.allocUnsafe(Math.min(SEGMENT_BYTES, size - at))
         const read = this.#tried(() => fs.readSync(fd, segment, 0, segment.length, at))
         if (read !== segment.length) return
-        let start = 0
-        for (const end of size <= CUT_BYTES_MAX ? [size] : cutContent(segment)) {
-          this.#offer(segment.subarray(start, end))
-          await this.#turn(end - start)
-          start = end
-        }
+        await this.#offerSegment(segment)
       }
     } finally {
       fs.closeSync(fd)
     }
   }
 
-  /** Chunks that lie where they lie on the disk that is to be. */
   async #takeDisk(file: string): Promise<void> {
     await using device = FileDevice.open({ path: file, readOnly: true })
+    await this.#takePlaces(device)
+    for (const partition of partitionsOf(device)) {
+      try {
+        await this.#takeFiles(await Ext4Reader.open(device, partition))
+      } catch (error) {
+        this.#signal.throwIfAborted()
+        if (!isVarveError(error)) throw error
+        // Another filesystem, or one that is damaged further on.
+        this.report.failures++
+      }
+    }
+  }
+
+  /** Files of a filesystem, as they lie there: what its journal holds beside is not looked at, since every chunk is checked. */
+  async #takeFiles(files: Ext4Reader): Promise<void> {
+    for await (const { inode } of files.walk()) {
+      const { kind, sizeBytes } = inode
+      if (kind !== Kind.file || (sizeBytes <= CUT_BYTES_MAX && !this.#lengths.has(sizeBytes))) continue
+      for (let at = 0; at < sizeBytes; at += SEGMENT_BYTES) await this.#offerSegment(await files.content(inode, at, SEGMENT_BYTES))
+    }
+  }
+
+  /** Chunks that lie where they lie on the disk that is to be. */
+  async #takePlaces(device: FileDevice): Promise<void> {
     const { map } = this.#disk
     for (let index = 0; index < map.extentCount; index++) {
       const chunk = map.refs[index]
@@ -102,6 +123,16 @@ export class Seeds {
       device.read(content, start)
       if (Buffer.compare(digestOf(content), map.chunkDigest(chunk)) === 0) this.#give(chunk, content)
       await this.#turn(content.length)
+    }
+  }
+
+  /** Of a file, or all of one. */
+  async #offerSegment(segment: Uint8Array): Promise<void> {
+    let start = 0
+    for (const end of cutContent(segment)) {
+      this.#offer(segment.subarray(start, end))
+      await this.#turn(end - start)
+      start = end
     }
   }
 
@@ -135,4 +166,11 @@ export class Seeds {
       return undefined
     }
   }
+}
+
+/** Where filesystems may begin, bytes: the partitions, or the disk itself. */
+function partitionsOf(device: FileDevice): number[] {
+  const head = Buffer.alloc(Math.min(GPT_HEAD_BYTES, device.sizeBytes))
+  device.read(head, 0)
+  return readGpt(head, device.sizeBytes)?.map(({ firstByte }) => firstByte) ?? [0]
 }
