@@ -4,10 +4,17 @@
 import { execFileSync } from 'node:child_process'
 import { chmodSync, mkdirSync, readdirSync } from 'node:fs'
 import path from 'node:path'
+import { VarveError } from '@varve/images/errors.ts'
 
-/** Runs a program. @returns what it printed @throws Error with what it printed on standard error */
+/** Runs a program. @returns what it printed @throws VarveError LIBRARY_MISSING; SOURCE_INVALID with the last line that it printed on standard error */
 export function run(command: string, args: readonly string[], options: { cwd?: string } = {}): string {
-  return execFileSync(command, args, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'], maxBuffer: 64 << 20, ...options })
+  try {
+    return execFileSync(command, args, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'], maxBuffer: 64 << 20, ...options })
+  } catch (cause) {
+    const { code, stderr } = cause as { code?: string; stderr?: string }
+    if (code === 'ENOENT') throw new VarveError('LIBRARY_MISSING', `the program ${command} is not installed; docs/recovery.md lists the packages that are needed`, { cause })
+    throw new VarveError('SOURCE_INVALID', `${command} ${args.join(' ').slice(0, 200)} failed: ${stderr?.trim().split('\n').at(-1) ?? String(cause)}`, { cause })
+  }
 }
 
 /** Downloads Debian packages with apt into `directory`. @returns the files, in the order of `packages` */
@@ -18,7 +25,7 @@ export function downloadPackages(packages: readonly string[], directory: string)
   return packages.map((name) => {
     run('apt-get', ['download', name], { cwd: directory })
     const file = readdirSync(directory).find((entry) => entry.startsWith(`${name}_`) && entry.endsWith('.deb'))
-    if (file === undefined) throw new Error(`apt-get download ${name} left no package`)
+    if (file === undefined) throw new VarveError('SOURCE_INVALID', `apt-get download ${name} left no package`)
     return path.join(directory, file)
   })
 }
@@ -42,6 +49,6 @@ export function kernelPackage(flavour: string): string {
     run('apt-get', ['update'])
     name = depends()
   }
-  if (name === undefined) throw new Error(`Debian offers no linux-image-${flavour}`)
+  if (name === undefined) throw new VarveError('SOURCE_INVALID', `Debian offers no linux-image-${flavour}`)
   return name
 }
