@@ -20,7 +20,7 @@ import { ChunkFetcher } from './chunk-fetcher.ts'
 import type { FetcherFigures } from './chunk-fetcher.ts'
 import { fetchObject } from './remote-object.ts'
 import type { ServerAddress } from './server-socket.ts'
-import type { AgentIdentity, StreamedDiskInfo } from './stream-connection.ts'
+import type { AgentIdentity } from './stream-connection.ts'
 import { Seeds } from './seeds.ts'
 import type { SeedReport } from './seeds.ts'
 import { StreamedDisk } from './streamed-disk.ts'
@@ -55,6 +55,8 @@ export interface StreamingOptions {
   /** Where the disk is served: `HOST:PORT`, `unix:PATH`. None: nowhere. */
   nbd: readonly string[]
   missMsMax?: number
+  /** Objects that are on their way already, by digest in hexadecimal. */
+  objects?: ReadonlyMap<string, Promise<Uint8Array>>
   /** Directories, disk images and devices of this machine that may hold parts of the disk. */
   seeds?: readonly string[]
   log?: Logger
@@ -111,11 +113,14 @@ export interface StreamNote {
 }
 
 /** Begins a target with what the server says of the disk. @throws VarveError as the server says; TARGET_INVALID, CONNECTION_LOST */
-export async function beginTarget({ cvd, path, server, identity, overwrite, log, signal }: BeginOptions): Promise<{ target: Target; fetcher: ChunkFetcher; info: StreamedDiskInfo }> {
+export async function beginTarget({ cvd, path, server, identity, overwrite, log, signal }: BeginOptions): Promise<Pick<Required<StreamingOptions>, 'target' | 'fetcher' | 'objects'>> {
   const fetcher = new ChunkFetcher({ address: server, identity, disk: cvd, log })
   try {
     const info = await fetcher.first
-    const map = BlockMap.decode(await fetchObject(fetcher, Buffer.from(info.map, 'hex'), signal))
+    // All at once: over a long line each would cost round trips of its own.
+    const objects = new Map([info.map, info.bootSet, info.order].filter((digest) => digest !== null).map((digest) => [digest, fetchObject(fetcher, Buffer.from(digest, 'hex'), signal)]))
+    for (const object of objects.values()) object.catch(() => {})
+    const map = BlockMap.decode(await objects.get(info.map)!)
     if (map.sizeBytes !== info.sizeBytes || map.partial) throw new VarveError('PROTOCOL_INVALID', `the server's block map is of ${map.sizeBytes} bytes, not ${info.sizeBytes}`)
     const open = info.snapshot ?? cvd
     fetcher.disk = open
@@ -123,7 +128,7 @@ export async function beginTarget({ cvd, path, server, identity, overwrite, log,
       cvd, open, map: info.map, url: server.url.href, ca: server.ca, fingerprint: server.fingerprint?.toString('hex'),
       agent: identity.agent, privateKey: identity.privateKey.export({ type: 'pkcs8', format: 'pem' }) as string,
     }
-    return { target: await Target.create({ path, map, note, overwrite }), fetcher, info }
+    return { target: await Target.create({ path, map, note, overwrite }), fetcher, objects }
   } catch (error) {
     await fetcher[Symbol.asyncDispose]()
     throw error
@@ -138,6 +143,7 @@ export class Streaming implements AsyncDisposable {
   readonly #uses = new UseWatch()
   readonly #nbd: NbdServer | undefined
   readonly #cvd: string
+  readonly #objects: ReadonlyMap<string, Promise<Uint8Array>>
   readonly #log: Logger
   readonly #stop = new AbortController()
   readonly #filling: Promise<void>
@@ -155,7 +161,7 @@ export class Streaming implements AsyncDisposable {
 
   /** Serves the disk, and fills it. Target and fetcher are its own from now on. @throws VarveError ADDRESS_INVALID */
   static async start(options: StreamingOptions): Promise<Streaming> {
-    const { target, fetcher, cvd, nbd, missMsMax = MISS_MS_MAX, seeds = [], log = pino({ level: 'silent' }) } = options
+    const { target, fetcher, cvd, nbd, missMsMax = MISS_MS_MAX, objects = new Map<string, Promise<Uint8Array>>(), seeds = [], log = pino({ level: 'silent' }) } = options
     const { map } = target
     const recorder = new ReadRecorder(map)
     const disk: StreamedDisk = new StreamedDisk({
@@ -176,7 +182,7 @@ export class Streaming implements AsyncDisposable {
           open: () => Promise.resolve({ ...served, release: () => Promise.resolve() }),
         },
       })
-      return new Streaming({ target, fetcher, disk, recorder, server, cvd, seeds, log })
+      return new Streaming({ target, fetcher, disk, recorder, server, cvd, objects, seeds, log })
     } catch (error) {
       await fetcher[Symbol.asyncDispose]()
       await target[Symbol.asyncDispose]()
@@ -184,13 +190,14 @@ export class Streaming implements AsyncDisposable {
     }
   }
 
-  private constructor({ target, fetcher, disk, recorder, server, cvd, seeds, log }: { target: Target; fetcher: ChunkFetcher; disk: StreamedDisk; recorder: ReadRecorder; server: NbdServer | undefined; cvd: string; seeds: readonly string[]; log: Logger }) {
+  private constructor({ target, fetcher, disk, recorder, server, cvd, objects, seeds, log }: { target: Target; fetcher: ChunkFetcher; disk: StreamedDisk; recorder: ReadRecorder; server: NbdServer | undefined; cvd: string; objects: ReadonlyMap<string, Promise<Uint8Array>>; seeds: readonly string[]; log: Logger }) {
     this.#target = target
     this.#fetcher = fetcher
     this.#disk = disk
     this.#recorder = recorder
     this.#nbd = server
     this.#cvd = cvd
+    this.#objects = objects
     this.#log = log
     this.#chunkOf = new ChunkTable(target.map.chunkCount)
     const words = digestWords(target.map.chunkDigests)
@@ -316,7 +323,7 @@ export class Streaming implements AsyncDisposable {
   async #list(digest: string | null): Promise<number[]> {
     if (digest === null) return []
     try {
-      const digests = decodeChunkList(await fetchObject(this.#fetcher, Buffer.from(digest, 'hex'), this.#stop.signal))
+      const digests = decodeChunkList(await (this.#objects.get(digest) ?? fetchObject(this.#fetcher, Buffer.from(digest, 'hex'), this.#stop.signal)))
       const words = digestWords(digests)
       const chunks: number[] = []
       for (let index = 0; index < digests.length / DIGEST_BYTES; index++) {

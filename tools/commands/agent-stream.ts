@@ -12,7 +12,7 @@ import { parseServerUrl } from '@varve/agent/stream/server-socket.ts'
 import type { ServerAddress } from '@varve/agent/stream/server-socket.ts'
 import type { AgentIdentity } from '@varve/agent/stream/stream-connection.ts'
 import { beginTarget, MISS_MS_MAX, Streaming } from '@varve/agent/stream/streaming.ts'
-import type { StreamNote, StreamStatus } from '@varve/agent/stream/streaming.ts'
+import type { StreamingOptions, StreamNote, StreamStatus } from '@varve/agent/stream/streaming.ts'
 import { Target } from '@varve/agent/stream/target.ts'
 import { controlRequest } from '@varve/blockserver/control/client.ts'
 import { ControlServer } from '@varve/blockserver/control/server.ts'
@@ -102,11 +102,11 @@ function milliseconds(text: string): number {
 }
 
 async function open(cvd: string, options: StreamOptions, invocation: Invocation, log: Logger): Promise<Streaming> {
-  const { target, fetcher } = await openTarget(cvd, options, invocation, log)
-  return Streaming.start({ target, fetcher, cvd, nbd: options.nbd, missMsMax: options.missMs, seeds: options.seed, log })
+  const opened = await openTarget(cvd, options, invocation, log)
+  return Streaming.start({ ...opened, cvd, nbd: options.nbd, missMsMax: options.missMs, seeds: options.seed, log })
 }
 
-async function openTarget(cvd: string, options: StreamOptions, invocation: Invocation, log: Logger): Promise<{ target: Target; fetcher: ChunkFetcher }> {
+async function openTarget(cvd: string, options: StreamOptions, invocation: Invocation, log: Logger): Promise<Pick<StreamingOptions, 'target' | 'fetcher' | 'objects'>> {
   const found = options.overwrite ? undefined : await Target.open(options.to)
   if (found === 'complete') throw new VarveError('ALREADY_EXISTS', `${options.to} is complete: it is a plain disk, and needs no agent; --overwrite gives it up`)
   if (found === undefined) {
