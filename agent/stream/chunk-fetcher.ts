@@ -304,8 +304,10 @@ export class ChunkFetcher implements AsyncDisposable {
   }
 
   #grant(connection: StreamConnection): void {
-    const granted = this.#window.grant(performance.now())
+    const nowMs = performance.now()
+    const granted = this.#window.grant(nowMs)
     if (granted !== undefined) connection.window(granted)
+    if (this.#window.takePing(nowMs)) connection.ping()
   }
 
   #arrived(digest: Buffer, { codec, rawBytes, payload }: { codec: Codec; rawBytes: number; payload: Buffer }): void {

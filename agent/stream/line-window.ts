@@ -1,7 +1,7 @@
 /**
  * Line window: how many bytes of chunks may be on their way, so that the line is never idle and a miss finds next to no queue. It is what the line
- * holds, rate times round trip, and a little more; both are measured, as BBR does: the rate is the highest of the last rounds, the round trip the
- * shortest, for which the line is let run nearly empty now and then.
+ * holds, rate times round trip, and a little more; both are measured, as BBR does (draft-cardwell-iccrg-bbr-congestion-control): the rate is the
+ * highest of the last rounds, the round trip the shortest; since our own queue adds to that, the line is let run half empty now and then to measure it.
  */
 
 /** Before anything is known. */
@@ -16,9 +16,12 @@ const GROWTH = 1.2
 const ROUNDS_WITHOUT_GROWTH = 3
 /** Rates that are remembered, a round each. */
 const ROUNDS = 10
-const ROUND_MS_MIN = 20
+/** A round has several chunks: else it says little of the rate. */
+const ROUND_MS_MIN = 100
 const PROBE_EVERY_MS = 20_000
-const PROBE_SHARE = 0.4
+const PROBE_SHARE = 0.5
+/** A grant is worth a message: so many of them for each window. */
+const GRANTS_PER_WINDOW = 8
 
 export class LineWindow {
   /** Bytes that came, and that may come, in all. */
@@ -34,7 +37,8 @@ export class LineWindow {
   #best = 0
   #roundsWithoutGrowth = 0
   #probeAt = Infinity
-  #probeUntil = 0
+  /** While the line runs half empty: when our queue is gone from it, and when the probe ends in any case. */
+  #probe: { drainedAt: number; until: number; isPinged: boolean } | undefined
 
   get roundTripMs(): number | undefined {
     return Number.isFinite(this.#roundTripMs) ? this.#roundTripMs : undefined
@@ -50,13 +54,23 @@ export class LineWindow {
     const rate = Math.max(0, ...this.#rates)
     const held = rate * (this.roundTripMs ?? 0)
     if (this.#growing) return Math.min(BYTES_MAX, Math.max(BYTES_AT_FIRST, held * GAIN_AT_FIRST + SLACK_BYTES))
-    if (nowMs < this.#probeUntil) return Math.max(SLACK_BYTES, held * PROBE_SHARE)
+    if (this.#isProbing(nowMs)) return Math.max(SLACK_BYTES / 2, held * PROBE_SHARE)
     return Math.min(BYTES_MAX, Math.max(SLACK_BYTES * 2, held * GAIN + SLACK_BYTES))
   }
 
+  /** A ping has been answered after `ms`. */
   noteRoundTrip(ms: number, nowMs: number): void {
-    if (ms <= this.#roundTripMs || nowMs < this.#probeUntil) this.#roundTripMs = Math.max(ms, 0.05)
+    const wasProbe = this.#probe !== undefined && nowMs - ms >= this.#probe.drainedAt
+    if (ms < this.#roundTripMs || wasProbe) this.#roundTripMs = Math.max(ms, 0.05)
+    if (wasProbe) this.#probe = undefined
     if (this.#probeAt === Infinity) this.#probeAt = nowMs + PROBE_EVERY_MS
+  }
+
+  /** True once when a ping would find the line without our queue. */
+  takePing(nowMs: number): boolean {
+    if (!this.#isProbing(nowMs) || this.#probe!.isPinged || nowMs < this.#probe!.drainedAt) return false
+    this.#probe!.isPinged = true
+    return true
   }
 
   /** @param waiting true if more was asked for than has come: else the line may have been idle for want of work */
@@ -73,22 +87,17 @@ export class LineWindow {
     this.#endRound(this.#roundBytes / elapsedMs)
     this.#beginRound(nowMs)
     if (!waiting) this.#roundBegan = undefined
-    if (nowMs >= this.#probeAt && !this.#growing) {
-      this.#probeUntil = nowMs + 2 * (this.roundTripMs ?? 0) + ROUND_MS_MIN
-      this.#probeAt = nowMs + PROBE_EVERY_MS
-    }
-  }
-
-  /** True while the line runs nearly empty, so that a round trip says how long it is. */
-  isProbing(nowMs: number): boolean {
-    return nowMs < this.#probeUntil
+    if (nowMs < this.#probeAt || this.#growing) return
+    const roundTripMs = this.roundTripMs ?? 0
+    this.#probeAt = nowMs + PROBE_EVERY_MS
+    this.#probe = { drainedAt: nowMs + 2 * roundTripMs, until: nowMs + 6 * roundTripMs + ROUND_MS_MIN, isPinged: false }
   }
 
   /** What the sender is to be told: bytes in all. Undefined if it is not worth a message yet. */
   grant(nowMs: number): number | undefined {
     const window = this.bytes(nowMs)
     const granted = Math.floor(this.#received + window)
-    if (granted - this.#granted < window / 2) return undefined
+    if (granted - this.#granted < window / GRANTS_PER_WINDOW) return undefined
     this.#granted = granted
     return granted
   }
@@ -98,6 +107,12 @@ export class LineWindow {
     this.#received = 0
     this.#granted = 0
     this.#roundBegan = undefined
+    this.#probe = undefined
+  }
+
+  #isProbing(nowMs: number): boolean {
+    if (this.#probe !== undefined && nowMs >= this.#probe.until) this.#probe = undefined
+    return this.#probe !== undefined
   }
 
   #beginRound(nowMs: number): void {
