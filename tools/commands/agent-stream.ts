@@ -18,7 +18,7 @@ import { controlRequest } from '@varve/blockserver/control/client.ts'
 import { ControlServer } from '@varve/blockserver/control/server.ts'
 import { openLog } from '@varve/blockserver/log.ts'
 import { digestOf, digestToHex } from '@varve/images/chunk/digest.ts'
-import { VarveError } from '@varve/images/errors.ts'
+import { isVarveError, VarveError } from '@varve/images/errors.ts'
 import type { Logger } from 'pino'
 import { action } from '../invocation.ts'
 import type { Invocation } from '../invocation.ts'
@@ -117,10 +117,22 @@ async function openTarget(cvd: string, options: StreamOptions, invocation: Invoc
     const note = found.note as Partial<StreamNote>
     if (note.cvd !== undefined && note.cvd !== cvd) throw new VarveError('TARGET_INVALID', `${options.to} was begun for ${note.cvd}; --overwrite gives up what it holds`)
     const address = serverOf(options, note)
-    const identity = note.agent !== undefined && note.privateKey !== undefined && options.token === undefined ? { agent: note.agent, privateKey: createPrivateKey(note.privateKey) } : (await identify(options, invocation)).identity
+    const identity = await identityOf(note, options, invocation)
     return { target: found, fetcher: new ChunkFetcher({ address, identity, disk: note.open ?? cvd, map: note.map, log }) }
   } catch (error) {
     await found[Symbol.asyncDispose]()
+    throw error
+  }
+}
+
+/** A token that is given again, as on a command line that a machine boots with, was used up when the target was begun. */
+async function identityOf({ agent, privateKey }: Partial<StreamNote>, options: StreamOptions, invocation: Invocation): Promise<AgentIdentity> {
+  const noted = agent === undefined || privateKey === undefined ? undefined : { agent, privateKey: createPrivateKey(privateKey) }
+  if (noted !== undefined && options.token === undefined) return noted
+  try {
+    return (await identify(options, invocation)).identity
+  } catch (error) {
+    if (noted !== undefined && isVarveError(error, 'TOKEN_INVALID', 'CONNECTION_LOST')) return noted
     throw error
   }
 }
