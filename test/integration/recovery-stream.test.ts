@@ -35,7 +35,7 @@ function runIn(root: string, command: string): string {
 
 /** Mounts the last partition of a disk's file, looks at it, and leaves it as it is. */
 function lookInto<Result>(disk: string, mountPoint: string, look: () => Result): Result {
-  const { partitiontable: { sectorsize, partitions } } = JSON.parse(execFileSync('sfdisk', ['--json', disk], { encoding: 'utf8' }))
+  const { partitiontable: { sectorsize, partitions } } = JSON.parse(execFileSync('sfdisk', ['--json', disk], { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] }))
   mkdirSync(mountPoint)
   execFileSync('mount', ['-o', `ro,noload,loop,offset=${partitions.at(-1).start * (sectorsize ?? 512)}`, disk, mountPoint])
   try {
