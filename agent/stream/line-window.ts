@@ -34,7 +34,10 @@ export class LineWindow {
   #best = 0
   #roundsWithoutGrowth = 0
   #probeAt = Infinity
+  /** From when on the line has run nearly empty in a probe, and how long that lasts. */
+  #emptyFrom = Infinity
   #probeUntil = 0
+  #isRoundTripWanted = false
 
   get roundTripMs(): number | undefined {
     return Number.isFinite(this.#roundTripMs) ? this.#roundTripMs : undefined
@@ -55,7 +58,9 @@ export class LineWindow {
   }
 
   noteRoundTrip(ms: number, nowMs: number): void {
-    if (ms <= this.#roundTripMs || nowMs < this.#probeUntil) this.#roundTripMs = Math.max(ms, 0.05)
+    // Goes by when it was asked for: what a line answers that has become longer comes when the probe is over.
+    const sentMs = nowMs - ms
+    if (ms <= this.#roundTripMs || (sentMs >= this.#emptyFrom && sentMs < this.#probeUntil)) this.#roundTripMs = Math.max(ms, 0.05)
     if (this.#probeAt === Infinity) this.#probeAt = nowMs + PROBE_EVERY_MS
   }
 
@@ -74,13 +79,17 @@ export class LineWindow {
     this.#beginRound(nowMs)
     if (!waiting) this.#roundBegan = undefined
     if (nowMs >= this.#probeAt && !this.#growing) {
-      this.#probeUntil = nowMs + 2 * (this.roundTripMs ?? 0) + ROUND_MS_MIN
+      this.#emptyFrom = nowMs + (this.roundTripMs ?? 0)
+      this.#probeUntil = this.#emptyFrom + (this.roundTripMs ?? 0) + ROUND_MS_MIN
+      this.#isRoundTripWanted = true
       this.#probeAt = nowMs + PROBE_EVERY_MS
     }
   }
 
-  /** True while the line runs nearly empty, so that a round trip says how long it is. */
-  isProbing(nowMs: number): boolean {
+  /** True once in each probe, when the line has run nearly empty: a round trip that begins now says how long it is. */
+  wantsRoundTrip(nowMs: number): boolean {
+    if (!this.#isRoundTripWanted || nowMs < this.#emptyFrom) return false
+    this.#isRoundTripWanted = false
     return nowMs < this.#probeUntil
   }
 
