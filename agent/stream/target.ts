@@ -67,7 +67,8 @@ export class Target implements AsyncDisposable {
   readonly #files: OverlayFiles
   readonly #fd: number
   readonly #places: Places
-  #note: object
+  /** What the owner keeps here. */
+  readonly note: object
   /** Pages of state as they are now. */
   readonly #state: Uint8Array
   /** Blocks that the last life left without saying whether the guest has written them since: 1 bit each. Undefined: none. */
@@ -90,7 +91,7 @@ export class Target implements AsyncDisposable {
     this.#fd = parts.fd
     this.#places = parts.places
     this.map = parts.map
-    this.#note = parts.note
+    this.note = parts.note
     this.#state = parts.state
     this.#suspect = parts.suspect
     this.#incarnation = parts.incarnation
@@ -185,19 +186,6 @@ export class Target implements AsyncDisposable {
       await files.sync(fd)
     }
     return target
-  }
-
-  /** What the owner keeps here. */
-  get note(): object {
-    return this.#note
-  }
-
-  /** Durable when this resolves. A power cut meanwhile may leave the old or none: it is checked when it is read. */
-  async setNote(note: object): Promise<void> {
-    const bytes = noteBytes(note)
-    this.#files.write(this.#fd, bytes, this.#places.note)
-    this.#note = note
-    await this.#files.sync(this.#fd)
   }
 
   get presentBlocks(): number {
@@ -336,10 +324,9 @@ export class Target implements AsyncDisposable {
     await this.flush({ all: true })
     await writeSuperblocks(this.#files, this.#fd, this.#places, { phase: COMPLETE, mapDigest: digestOf(this.map.encode()) })
     this.#plain = true
-  }
-
-  get isPlain(): boolean {
-    return this.#plain
+    // It holds a key, nobody needs it any more, and a machine that runs from this disk may be switched off without ever closing it.
+    this.#files.write(this.#fd, ZEROES.subarray(0, NOTE_BYTES), this.#places.note)
+    await this.#files.sync(this.#fd)
   }
 
   /** Makes everything durable, and lets another process have it. */
@@ -525,7 +512,7 @@ function recentHeader(incarnation: Uint8Array, hasSuspects = false): Buffer {
   return Buffer.concat([RECENT_MAGIC, incarnation, Buffer.from([Number(hasSuspects)])])
 }
 
-/** Length, then JSON, then a checksum over both, so that half of an old one is not taken for a new one. */
+/** Length, digest, JSON. */
 function noteBytes(note: object): Buffer {
   const text = Buffer.from(JSON.stringify(note))
   if (text.length > NOTE_BYTES - 4 - DIGEST_BYTES) throw new RangeError(`a note of ${text.length} bytes`)
@@ -536,7 +523,7 @@ function noteBytes(note: object): Buffer {
   return bytes
 }
 
-/** Nothing, where it is not whole: whoever opens the target is asked again. */
+/** Nothing, where it is damaged: whoever opens the target is asked again. */
 function parseNote(bytes: Buffer, path: string): object {
   const length = bytes.readUInt32LE(0)
   const text = bytes.subarray(4 + DIGEST_BYTES, 4 + DIGEST_BYTES + length)

@@ -83,7 +83,7 @@ test(`a disk that has come whole is a plain file with the same bytes (seed ${see
   for (const [index, sizeBytes] of [1, 4095, 300_000, 2_000_001].entries()) {
     const file = path.join(directory.path, `target-${index}`)
     const source = randomDisk(random, { sizeBytes })
-    const target = await Target.create({ path: file, map: source.map, note: { of: index } })
+    const target = await Target.create({ path: file, map: source.map, note: { of: index, privateKey: 'a key' } })
     const disk = streamed(target, source.chunks, random)
     const expected = Buffer.from(source.content)
     for (let round = 0; round < 40; round++) {
@@ -108,6 +108,7 @@ test(`a disk that has come whole is a plain file with the same bytes (seed ${see
     const { wrongBytes } = await disk.verify()
     assert.equal(wrongBytes, 0)
     await target.complete()
+    assert.ok(!readFileSync(file).includes('a key'), 'the note is gone although the target is still open')
     const last = random.bytes(Math.min(sizeBytes, 700))
     await disk.write(last, 0)
     last.copy(expected)
