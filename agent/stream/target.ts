@@ -104,7 +104,7 @@ export class Target implements AsyncDisposable {
    * @throws VarveError TARGET_INVALID if it is too small, or not blank; STORE_LOCKED
    */
   static async create({ path, map, note, overwrite = false, files = localFiles }: TargetInit): Promise<Target> {
-    const fd = files.open(path, 'create')
+    const fd = openTarget(files, path, 'create')
     try {
       takeLock(files, fd, path)
       const isDevice = files.isDevice(fd)
@@ -147,7 +147,7 @@ export class Target implements AsyncDisposable {
    */
   static async open(path: string, { files = localFiles }: { files?: OverlayFiles } = {}): Promise<Target | 'complete' | undefined> {
     if (!files.exists(path)) return undefined
-    const fd = files.open(path, 'write')
+    const fd = openTarget(files, path, 'write')
     try {
       takeLock(files, fd, path)
       const places = readSuperblocks(files, fd, path)
@@ -545,6 +545,16 @@ function readAt(files: OverlayFiles, fd: number, offset: number, length: number)
 function isBlank(files: OverlayFiles, fd: number, size: number): boolean {
   const length = Math.min(size, BLANK_BYTES)
   return [0, size - length].every((offset) => readAt(files, fd, offset, length).every((byte) => byte === 0))
+}
+
+/** @throws VarveError STORE_LOCKED */
+function openTarget(files: OverlayFiles, path: string, mode: 'create' | 'write'): number {
+  try {
+    return files.open(path, mode)
+  } catch (cause) {
+    if ((cause as NodeJS.ErrnoException).code !== 'EBUSY') throw cause
+    throw new VarveError('STORE_LOCKED', `${path} is in use: it, or a partition of it, is mounted, or part of another device`, { cause })
+  }
 }
 
 function takeLock(files: OverlayFiles, fd: number, path: string): void {
