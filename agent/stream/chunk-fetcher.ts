@@ -6,10 +6,10 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { Logger } from 'pino'
 import { LatencyHistogram } from '@varve/blockserver/latency-histogram.ts'
 import type { LatencySnapshot } from '@varve/blockserver/latency-histogram.ts'
-import { type AgentFrame, CHUNK_HEADER_BYTES, Priority, WAITING_DIGESTS_MAX } from '@varve/blockserver/stream/frames.ts'
+import { type AgentFrame, CHUNK_HEADER_BYTES, FRAME_BYTES_MAX, Priority, WAITING_DIGESTS_MAX } from '@varve/blockserver/stream/frames.ts'
 import { decompress } from '@varve/images/chunk/codec.ts'
 import type { Codec } from '@varve/images/chunk/codec.ts'
-import { digestOf, digestToHex } from '@varve/images/chunk/digest.ts'
+import { DIGEST_BYTES, digestOf, digestToHex } from '@varve/images/chunk/digest.ts'
 import type { Digest } from '@varve/images/chunk/digest.ts'
 import { VarveError } from '@varve/images/errors.ts'
 import { LineWindow } from './line-window.ts'
@@ -39,6 +39,8 @@ interface Pending {
   priority: Priority
   attempts: number
   askedMs: number
+  /** The server has been asked on this connection, and has not answered. */
+  isAsked: boolean
   takers: Set<Taker>
 }
 
@@ -47,7 +49,7 @@ export interface FetcherOptions {
   identity: AgentIdentity
   /** Is opened on each connection, so that the server keeps what it consists of. */
   disk: string
-  /** Object of the block map that is gone on with, hexadecimal: of a disk that was begun before. */
+  /** Object of the block map that is gone on with, hexadecimal: of a disk that was begun before. Unless given, the first that the server says. */
   map?: string
   log: Logger
 }
@@ -79,10 +81,13 @@ export class ChunkFetcher implements AsyncDisposable {
   #connection: StreamConnection | undefined
   #info: StreamedDiskInfo | undefined
   readonly #openedWaiters: ((info: StreamedDiskInfo) => void)[] = []
-  /** Asked for since the last turn, by priority. */
+  /** What is to be asked for, by priority; some of it may have come, or be wanted more urgently, since. */
   #toAsk: Digest[][] = [[], [], []]
   #isAsking = false
+  /** Chunks that the server has been asked for on this connection and has not answered. */
+  #asked = 0
   #disk: string
+  #map: string | undefined
   #lastError: string | null = null
   /** What the first connection found; rejected if that failed. Others follow all the same. */
   readonly first: Promise<StreamedDiskInfo>
@@ -93,6 +98,7 @@ export class ChunkFetcher implements AsyncDisposable {
   constructor(options: FetcherOptions) {
     this.#options = options
     this.#disk = options.disk
+    this.#map = options.map
     this.first = new Promise((resolve, reject) => { this.#firstEnded = { resolve, reject } })
     // Who does not ask does not care.
     this.first.catch(() => {})
@@ -115,21 +121,12 @@ export class ChunkFetcher implements AsyncDisposable {
   }
 
   /** What the server last said of the disk: waits for the first time. */
-  opened(signal: AbortSignal): Promise<StreamedDiskInfo> {
-    if (this.#info !== undefined) return Promise.resolve(this.#info)
-    return new Promise((resolve, reject) => {
+  async opened(signal: AbortSignal): Promise<StreamedDiskInfo> {
+    signal.throwIfAborted()
+    return this.#info ?? new Promise((resolve, reject) => {
       signal.addEventListener('abort', () => reject(signal.reason as Error), { once: true })
       this.#openedWaiters.push(resolve)
     })
-  }
-
-  /** What the server last said of the disk, if it has. */
-  get info(): StreamedDiskInfo | undefined {
-    return this.#info
-  }
-
-  get isConnected(): boolean {
-    return this.#connection !== undefined
   }
 
   /** What is opened on the connections that come. */
@@ -137,10 +134,11 @@ export class ChunkFetcher implements AsyncDisposable {
     this.#disk = name
   }
 
-  /** A report for the server, if there is a connection. @returns false if there is none */
-  report(type: typeof AgentFrame.HEAT | typeof AgentFrame.BOOT, payload: Uint8Array): boolean {
-    this.#connection?.report(type, payload)
-    return this.#connection !== undefined
+  /** A report for the server about the map that is gone on with. What cannot be told now is not told. @param body what follows the digest of the map */
+  report(type: typeof AgentFrame.HEAT | typeof AgentFrame.BOOT, body: Uint8Array): void {
+    // The numbers in it mean nothing to a server that has opened another map.
+    if (this.#map === undefined || this.#info?.map !== this.#map || body.length >= FRAME_BYTES_MAX - DIGEST_BYTES) return
+    this.#connection?.report(type, Buffer.concat([Buffer.from(this.#map, 'hex'), body]))
   }
 
   /**
@@ -187,8 +185,7 @@ export class ChunkFetcher implements AsyncDisposable {
     } finally {
       clearTimeout(timer)
       if (abort !== undefined) signal?.removeEventListener('abort', abort)
-      // Where it gave up, what comes for it yet comes for nobody.
-      for (const { key, taker } of taken) this.#pending.get(key)?.takers.delete(taker)
+      this.#giveUp(taken)
     }
   }
 
@@ -197,22 +194,14 @@ export class ChunkFetcher implements AsyncDisposable {
     const key = keyOf(digest)
     const pending = this.#pending.get(key)
     if (pending === undefined) return
-    this.#pending.delete(key)
-    this.#connection?.cancel([pending.digest])
+    if (pending.isAsked) this.#connection?.cancel([pending.digest])
+    this.#drop(key, pending)
     for (const taker of pending.takers) taker.deliver(content)
-  }
-
-  /** One chunk. */
-  async get(digest: Digest, options: WantOptions): Promise<Uint8Array> {
-    let found: Uint8Array | undefined
-    await this.want([digest], (_index, content) => { found = Uint8Array.from(content) }, options)
-    return found!
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     const closed = new VarveError('CONNECTION_LOST', 'the agent has stopped')
     this.#stop.abort(closed)
-    this.#connection?.[Symbol.dispose]()
     for (const [key, pending] of [...this.#pending]) this.#failPending(key, pending, closed)
     await this.#running
   }
@@ -221,7 +210,7 @@ export class ChunkFetcher implements AsyncDisposable {
     const key = keyOf(digest)
     const known = this.#pending.get(key)
     if (known === undefined) {
-      this.#pending.set(key, { digest: Buffer.from(digest), priority, attempts: 1, askedMs: performance.now(), takers: new Set([taker]) })
+      this.#pending.set(key, { digest: Buffer.from(digest), priority, attempts: 1, askedMs: performance.now(), isAsked: false, takers: new Set([taker]) })
       this.#ask(digest, priority)
     } else {
       known.takers.add(taker)
@@ -235,19 +224,62 @@ export class ChunkFetcher implements AsyncDisposable {
   }
 
   #ask(digest: Digest, priority: Priority): void {
+    // Without a connection, all that is pending is asked for by the next.
+    if (this.#connection === undefined) return
     this.#toAsk[priority].push(digest)
+    this.#askSoon()
+  }
+
+  #askSoon(): void {
     if (this.#isAsking) return
     this.#isAsking = true
     queueMicrotask(() => {
       this.#isAsking = false
-      const toAsk = this.#toAsk
-      this.#toAsk = [[], [], []]
-      const connection = this.#connection
-      // Without one, all that is pending is asked for by the next.
-      if (connection === undefined) return
-      for (const [level, digests] of toAsk.entries()) if (digests.length > 0) connection.get(level as Priority, digests)
-      this.#grant(connection)
+      if (this.#connection !== undefined) this.#askNow(this.#connection)
     })
+  }
+
+  /** Most urgent first, and no more than may wait on a connection: the rest when something has come. */
+  #askNow(connection: StreamConnection): void {
+    for (const [level, waiting] of this.#toAsk.entries()) {
+      const digests: Digest[] = []
+      let taken = 0
+      for (; taken < waiting.length && this.#asked < WAITING_DIGESTS_MAX; taken++) {
+        const pending = this.#pending.get(keyOf(waiting[taken]))
+        if (pending?.priority !== level) continue
+        if (!pending.isAsked) this.#asked++
+        pending.isAsked = true
+        digests.push(pending.digest)
+      }
+      waiting.splice(0, taken)
+      if (digests.length > 0) connection.get(level as Priority, digests)
+    }
+    this.#grant(connection)
+  }
+
+  /** What nobody waits for any more need not come, now or on another connection. */
+  #giveUp(taken: readonly { key: string; taker: Taker }[]): void {
+    const left: Digest[] = []
+    for (const { key, taker } of taken) {
+      const pending = this.#pending.get(key)
+      if (pending === undefined || !pending.takers.delete(taker) || pending.takers.size > 0) continue
+      if (pending.isAsked) left.push(pending.digest)
+      this.#drop(key, pending)
+    }
+    this.#connection?.cancel(left)
+  }
+
+  /** It is not waited for any more: it has come, or will not. */
+  #drop(key: string, pending: Pending): void {
+    this.#pending.delete(key)
+    this.#isAnswered(pending)
+  }
+
+  #isAnswered(pending: Pending): void {
+    if (!pending.isAsked) return
+    pending.isAsked = false
+    this.#asked--
+    if (this.#toAsk.some((waiting) => waiting.length > 0)) this.#askSoon()
   }
 
   async #run(): Promise<void> {
@@ -272,7 +304,7 @@ export class ChunkFetcher implements AsyncDisposable {
 
   /** One connection, until it ends. */
   async #serve(signal: AbortSignal): Promise<void> {
-    const { address, identity, map, log } = this.#options
+    const { address, identity, log } = this.#options
     const connection = await StreamConnection.open(address, identity, {
       chunk: (digest, stored) => this.#arrived(digest, stored),
       chunkFailed: (digest, reason) => this.#refused(digest, reason),
@@ -280,19 +312,23 @@ export class ChunkFetcher implements AsyncDisposable {
     }, signal)
     try {
       this.#window.restart()
-      const info = await connection.openDisk(this.#disk, this.#info?.map ?? map)
+      const info = await connection.openDisk(this.#disk, this.#map)
       signal.throwIfAborted()
       this.#info = info
+      this.#map ??= info.map
+      if (info.map !== this.#map) log.warn({ map: this.#map, now: info.map }, 'the server does not know the disk as it was begun any more; what it still has of it comes')
       for (const heard of this.#openedWaiters.splice(0)) heard(info)
       log.info({ url: address.url.origin }, 'connected')
       this.#connection = connection
       this.#past.connections++
       this.#lastError = null
-      const again: Digest[][] = [[], [], []]
-      for (const { digest, priority } of this.#pending.values()) again[priority].push(digest)
+      this.#asked = 0
       this.#toAsk = [[], [], []]
-      for (const [level, digests] of again.entries()) if (digests.length > 0) connection.get(level as Priority, digests.slice(0, WAITING_DIGESTS_MAX))
-      this.#grant(connection)
+      for (const pending of this.#pending.values()) {
+        pending.isAsked = false
+        this.#toAsk[pending.priority].push(pending.digest)
+      }
+      this.#askNow(connection)
       this.#firstEnded.resolve(info)
       throw await connection.ended
     } finally {
@@ -327,7 +363,7 @@ export class ChunkFetcher implements AsyncDisposable {
       return this.#tryAgain(key, pending, new VarveError('CHUNK_CORRUPT', `chunk ${digestToHex(digest)} came wrong from the server: ${(cause as Error).message}`, { cause }))
     }
     this.#past.chunks++
-    this.#pending.delete(key)
+    this.#drop(key, pending)
     if (pending.priority === Priority.MISS) {
       this.#past.misses++
       this.#missLatency.record(nowMs - pending.askedMs)
@@ -343,12 +379,13 @@ export class ChunkFetcher implements AsyncDisposable {
 
   #tryAgain(key: string, pending: Pending, error: VarveError): void {
     this.#options.log.warn({ err: error }, 'a chunk came wrong')
+    this.#isAnswered(pending)
     if (pending.attempts++ < ATTEMPTS_MAX) this.#ask(pending.digest, pending.priority)
     else this.#failPending(key, pending, error)
   }
 
   #failPending(key: string, pending: Pending, error: Error): void {
-    this.#pending.delete(key)
+    this.#drop(key, pending)
     for (const taker of pending.takers) taker.fail(error)
   }
 }

@@ -58,11 +58,16 @@ export class StreamConnection implements Disposable {
 
   /**
    * Connects, and proves who the agent is; a refusal shows itself by the end of the connection.
+   * @param signal ends the connection, whatever it waits for
    * @throws VarveError CONNECTION_LOST, CREDENTIALS_INVALID, PROTOCOL_INVALID
    */
   static async open(address: ServerAddress, identity: AgentIdentity, handlers: StreamHandlers, signal?: AbortSignal): Promise<StreamConnection> {
     const { socket, head } = await upgrade(address, signal)
     const connection = new StreamConnection(socket, handlers)
+    const abort = (): void => connection[Symbol.dispose]()
+    signal?.addEventListener('abort', abort, { once: true })
+    void connection.ended.then(() => signal?.removeEventListener('abort', abort))
+    if (signal?.aborted) abort()
     const challenge = new Promise<Buffer>((resolve) => { connection.#challenge = resolve })
     connection.#listen(head)
     const first = await Promise.race([challenge, connection.ended])
@@ -100,7 +105,7 @@ export class StreamConnection implements Disposable {
 
   /** They are not wanted any more. */
   cancel(digests: readonly Uint8Array[]): void {
-    this.#write(frame(AgentFrame.CANCEL, ...digests))
+    for (let from = 0; from < digests.length; from += GET_DIGESTS_MAX) this.#write(frame(AgentFrame.CANCEL, ...digests.slice(from, from + GET_DIGESTS_MAX)))
   }
 
   /** @param bytes of CHUNK payload in all that the server may have sent on this connection */

@@ -7,7 +7,7 @@ import { pino } from 'pino'
 import type { Logger } from 'pino'
 import type { MetaContext, ServedExport, StatusRun } from '@varve/blockserver/nbd/export.ts'
 import { NbdServer } from '@varve/blockserver/nbd/server.ts'
-import { AgentFrame, FRAME_BYTES_MAX, Priority } from '@varve/blockserver/stream/frames.ts'
+import { AgentFrame, Priority } from '@varve/blockserver/stream/frames.ts'
 import { encodeBoot, encodeHeat } from '@varve/blockserver/stream/reports.ts'
 import { BlockMap } from '@varve/images/blockmap/block-map.ts'
 import { decodeChunkList } from '@varve/images/chunk/chunk-list.ts'
@@ -45,7 +45,9 @@ const BOOT_MS_MAX = 300_000
 const DURABLE_EVERY_BYTES = 64 << 20
 /** Blocks of zeroes that are made at a time, before others have their turn. */
 const ZERO_BLOCKS = 4096
-const RETRY_MS = 5000
+/** What the server does not give is asked for again after so long, doubled each time. */
+const RETRY_MS_FIRST = 5000
+const RETRY_MS_MAX = 300_000
 
 export interface StreamingOptions {
   target: Target
@@ -116,7 +118,7 @@ export interface StreamNote {
 export async function beginTarget({ cvd, path, server, identity, overwrite, log, signal }: BeginOptions): Promise<Pick<Required<StreamingOptions>, 'target' | 'fetcher' | 'objects'>> {
   const fetcher = new ChunkFetcher({ address: server, identity, disk: cvd, log })
   try {
-    const info = await fetcher.first
+    const info = await (signal === undefined ? fetcher.first : Promise.race([fetcher.first, fetcher.opened(signal)]))
     // All at once: over a long line each would cost round trips of its own.
     const objects = new Map([info.map, info.bootSet, info.order].filter((digest) => digest !== null).map((digest) => [digest, fetchObject(fetcher, Buffer.from(digest, 'hex'), signal)]))
     for (const object of objects.values()) object.catch(() => {})
@@ -155,6 +157,8 @@ export class Streaming implements AsyncDisposable {
   #bootSet: number[] = []
   #verified = { verifiedBytes: 0, unverifiableBytes: 0 }
   #filledBytes = 0
+  /** Since when the fill gives way to a guest that boots. */
+  #gaveWayMs: number | undefined
   #durable: Promise<void> | undefined
   /** Resolves when the target is complete and verified, or cannot be so. */
   readonly ended: Promise<StreamStatus>
@@ -203,8 +207,8 @@ export class Streaming implements AsyncDisposable {
     const words = digestWords(target.map.chunkDigests)
     for (let chunk = 0; chunk < target.map.chunkCount; chunk++) this.#chunkOf.addFrom(words, chunk, target.map.chunkBytes[chunk])
     this.#uses.over(recorder, {
-      boot: (chunks) => this.#report(AgentFrame.BOOT, encodeBoot(chunks)),
-      uses: ({ chunks, uses }) => this.#report(AgentFrame.HEAT, encodeHeat({ numbers: chunks, uses })),
+      boot: (chunks) => fetcher.report(AgentFrame.BOOT, encodeBoot(chunks)),
+      uses: ({ chunks, uses }) => fetcher.report(AgentFrame.HEAT, encodeHeat({ numbers: chunks, uses })),
     })
     this.#seeds = new Seeds(disk, { chunkOf: this.#chunkOf, supplied: (chunk, content) => fetcher.supply(target.map.chunkDigest(chunk), content), signal: this.#stop.signal })
     this.#seeding = this.#takeSeeds(seeds)
@@ -262,12 +266,6 @@ export class Streaming implements AsyncDisposable {
     await this.#target[Symbol.asyncDispose]()
   }
 
-  /** What cannot be told now is not told: there will be more of it. */
-  #report(type: typeof AgentFrame.HEAT | typeof AgentFrame.BOOT, body: Uint8Array): void {
-    const map = this.#fetcher.info?.map
-    if (map !== undefined && body.length < FRAME_BYTES_MAX - DIGEST_BYTES) this.#fetcher.report(type, Buffer.concat([Buffer.from(map, 'hex'), body]))
-  }
-
   async #takeSeeds(seeds: readonly string[]): Promise<void> {
     for (const seed of seeds) {
       try {
@@ -283,7 +281,7 @@ export class Streaming implements AsyncDisposable {
     const { signal } = this.#stop
     const target = this.#target
     for (let round = 0; ; round++) {
-      if (round > 0) await sleep(RETRY_MS, undefined, { signal })
+      if (round > 0) await sleep(Math.min(RETRY_MS_MAX, RETRY_MS_FIRST * 2 ** (round - 1)), undefined, { signal })
       if (!target.isComplete) await this.#fillOnce()
       if (!target.isComplete) continue
       this.#phase = 'verify'
@@ -364,11 +362,12 @@ export class Streaming implements AsyncDisposable {
 
   /** While a guest boots, nothing takes the line but what it waits for, and the processor neither. */
   async #whileBooting(): Promise<void> {
-    const beganMs = performance.now()
     for (;;) {
       const { boot, firstUseMs } = this.#recorder
       const now = performance.now()
-      if (boot === undefined || firstUseMs === undefined || now - firstUseMs > BOOT_PAUSE_MS || now - beganMs > BOOT_MS_MAX) return
+      if (boot === undefined || firstUseMs === undefined || now - firstUseMs > BOOT_PAUSE_MS) return
+      this.#gaveWayMs ??= now
+      if (now - this.#gaveWayMs > BOOT_MS_MAX) return
       await sleep(BOOT_LOOK_MS, undefined, { signal: this.#stop.signal })
     }
   }

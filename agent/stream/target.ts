@@ -67,7 +67,8 @@ export class Target implements AsyncDisposable {
   readonly #files: OverlayFiles
   readonly #fd: number
   readonly #places: Places
-  #note: object
+  /** What the owner keeps here. */
+  readonly note: object
   /** Pages of state as they are now. */
   readonly #state: Uint8Array
   /** Blocks that the last life left without saying whether the guest has written them since: 1 bit each. Undefined: none. */
@@ -90,7 +91,7 @@ export class Target implements AsyncDisposable {
     this.#fd = parts.fd
     this.#places = parts.places
     this.map = parts.map
-    this.#note = parts.note
+    this.note = parts.note
     this.#state = parts.state
     this.#suspect = parts.suspect
     this.#incarnation = parts.incarnation
@@ -103,7 +104,7 @@ export class Target implements AsyncDisposable {
    * @throws VarveError TARGET_INVALID if it is too small, or not blank; STORE_LOCKED
    */
   static async create({ path, map, note, overwrite = false, files = localFiles }: TargetInit): Promise<Target> {
-    const fd = files.open(path, 'create')
+    const fd = openTarget(files, path, 'create')
     try {
       takeLock(files, fd, path)
       const isDevice = files.isDevice(fd)
@@ -146,7 +147,7 @@ export class Target implements AsyncDisposable {
    */
   static async open(path: string, { files = localFiles }: { files?: OverlayFiles } = {}): Promise<Target | 'complete' | undefined> {
     if (!files.exists(path)) return undefined
-    const fd = files.open(path, 'write')
+    const fd = openTarget(files, path, 'write')
     try {
       takeLock(files, fd, path)
       const places = readSuperblocks(files, fd, path)
@@ -185,19 +186,6 @@ export class Target implements AsyncDisposable {
       await files.sync(fd)
     }
     return target
-  }
-
-  /** What the owner keeps here. */
-  get note(): object {
-    return this.#note
-  }
-
-  /** Durable when this resolves. A power cut meanwhile may leave the old or none: it is checked when it is read. */
-  async setNote(note: object): Promise<void> {
-    const bytes = noteBytes(note)
-    this.#files.write(this.#fd, bytes, this.#places.note)
-    this.#note = note
-    await this.#files.sync(this.#fd)
   }
 
   get presentBlocks(): number {
@@ -336,10 +324,9 @@ export class Target implements AsyncDisposable {
     await this.flush({ all: true })
     await writeSuperblocks(this.#files, this.#fd, this.#places, { phase: COMPLETE, mapDigest: digestOf(this.map.encode()) })
     this.#plain = true
-  }
-
-  get isPlain(): boolean {
-    return this.#plain
+    // It holds a key, nobody needs it any more, and a machine that runs from this disk may be switched off without ever closing it.
+    this.#files.write(this.#fd, ZEROES.subarray(0, NOTE_BYTES), this.#places.note)
+    await this.#files.sync(this.#fd)
   }
 
   /** Makes everything durable, and lets another process have it. */
@@ -525,7 +512,7 @@ function recentHeader(incarnation: Uint8Array, hasSuspects = false): Buffer {
   return Buffer.concat([RECENT_MAGIC, incarnation, Buffer.from([Number(hasSuspects)])])
 }
 
-/** Length, then JSON, then a checksum over both, so that half of an old one is not taken for a new one. */
+/** Length, digest, JSON. */
 function noteBytes(note: object): Buffer {
   const text = Buffer.from(JSON.stringify(note))
   if (text.length > NOTE_BYTES - 4 - DIGEST_BYTES) throw new RangeError(`a note of ${text.length} bytes`)
@@ -536,7 +523,7 @@ function noteBytes(note: object): Buffer {
   return bytes
 }
 
-/** Nothing, where it is not whole: whoever opens the target is asked again. */
+/** Nothing, where it is damaged: whoever opens the target is asked again. */
 function parseNote(bytes: Buffer, path: string): object {
   const length = bytes.readUInt32LE(0)
   const text = bytes.subarray(4 + DIGEST_BYTES, 4 + DIGEST_BYTES + length)
@@ -558,6 +545,16 @@ function readAt(files: OverlayFiles, fd: number, offset: number, length: number)
 function isBlank(files: OverlayFiles, fd: number, size: number): boolean {
   const length = Math.min(size, BLANK_BYTES)
   return [0, size - length].every((offset) => readAt(files, fd, offset, length).every((byte) => byte === 0))
+}
+
+/** @throws VarveError STORE_LOCKED */
+function openTarget(files: OverlayFiles, path: string, mode: 'create' | 'write'): number {
+  try {
+    return files.open(path, mode)
+  } catch (cause) {
+    if ((cause as NodeJS.ErrnoException).code !== 'EBUSY') throw cause
+    throw new VarveError('STORE_LOCKED', `${path} is in use: it, or a partition of it, is mounted, or part of another device`, { cause })
+  }
 }
 
 function takeLock(files: OverlayFiles, fd: number, path: string): void {

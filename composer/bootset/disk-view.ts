@@ -150,7 +150,17 @@ async function areasOf(files: Ext4Reader): Promise<Area[]> {
     { name: AreaName.blockBitmaps, segments: files.groups.map(({ blockBitmap }) => ({ start: blockBitmap, length: files.blockBytes })) },
     { name: AreaName.inodeBitmaps, segments: files.groups.map(({ inodeBitmap }) => ({ start: inodeBitmap, length: files.blockBytes })) },
   ]
-  if (files.journalInode === 0) return areas
-  const { runs } = await files.blocks(await files.inode(files.journalInode))
-  return [...areas, { name: AreaName.journal, segments: runs.map(({ diskOffset, length }) => ({ start: diskOffset, length })) }]
+  return [...areas, ...await journalOf(files)]
+}
+
+/** None if it is damaged, or has no extents, as where ext3 became ext4: the disk is one all the same. */
+async function journalOf(files: Ext4Reader): Promise<Area[]> {
+  if (files.journalInode === 0) return []
+  try {
+    const { runs } = await files.blocks(await files.inode(files.journalInode))
+    return [{ name: AreaName.journal, segments: runs.map(({ diskOffset, length }) => ({ start: diskOffset, length })) }]
+  } catch (error) {
+    if (!isVarveError(error, 'FORMAT_INVALID', 'FORMAT_UNSUPPORTED', 'LIMIT_EXCEEDED')) throw error
+    return []
+  }
 }

@@ -1,7 +1,7 @@
 /**
  * What the chunks of a disk are: which files, directories, inodes or areas they belong to. The other way round: translate.ts.
  */
-import { isVarveError } from '@varve/images/errors.ts'
+import { isVarveError, VarveError } from '@varve/images/errors.ts'
 import type { Ext4Found, Ext4Reader } from '@varve/images/filesystems/ext4/reader.ts'
 import { Kind } from '@varve/images/tree/tree.ts'
 import { Part, PATH_BYTES_MAX } from './boot-set.ts'
@@ -38,6 +38,9 @@ class Places {
   readonly #wanted: Int32Array
   readonly #places: Place[][]
   readonly #steps = new Set<number>()
+  /** Inodes whose blocks have been added, and bytes of all of these. */
+  readonly #inodes = new Set<number>()
+  #claimedBytes = 0
 
   constructor(view: DiskView, chunks: Uint32Array) {
     this.#view = view
@@ -73,7 +76,12 @@ class Places {
       this.#steps.add(step)
       this.addRange(position, 1, Part.inode, path, 0)
     }
+    // By another name: its chunks have one.
+    if (this.#inodes.has(inode.number)) return
+    this.#inodes.add(inode.number)
     const { runs, nodes } = await files.blocks(inode)
+    this.#claimedBytes += runs.reduce((sum, { length }) => sum + length, 0)
+    if (this.#claimedBytes > files.sizeBytes) throw new VarveError('LIMIT_EXCEEDED', 'ext4: files claim more blocks than there are')
     for (const node of nodes) this.addRange(node, 1, Part.inode, path, 0)
     if (inode.xattrBlock !== 0) this.addRange(files.start + inode.xattrBlock * files.blockBytes, 1, Part.inode, path, 0)
     const part = inode.kind === Kind.directory ? Part.directory : Part.file

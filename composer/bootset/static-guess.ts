@@ -24,6 +24,8 @@ const MODULE_INDEX_BYTES_MAX = 8 << 20
 const CONFIGURATION_BYTES_MAX = 256 << 10
 const DEPTH_MAX = 8
 const UNITS_MAX = 4096
+/** Names of units that wait to be looked at. */
+const UNITS_PENDING_MAX = 1 << 16
 
 const UNIT_DIRECTORIES = ['etc/systemd/system', 'usr/lib/systemd/system', 'lib/systemd/system']
 const PROGRAM_DIRECTORIES = ['usr/sbin', 'usr/bin', 'sbin', 'bin']
@@ -109,7 +111,7 @@ class Guess {
     for (let index = 0; index < pending.length && this.#units.size < UNITS_MAX; index++) {
       if (this.#units.has(pending[index])) continue
       this.#units.add(pending[index])
-      for (const unit of await this.#addUnit(pending[index])) pending.push(unit)
+      for (const unit of await this.#addUnit(pending[index])) if (pending.length < UNITS_PENDING_MAX && !this.#units.has(unit)) pending.push(unit)
     }
   }
 

@@ -105,14 +105,16 @@ class Translation {
 
   #begins(segments: readonly Piece[], at: number, chunk: number): boolean {
     const { map } = this.#view
-    return segments.some(({ offset, start, length }) => offset <= at && at < offset + length && map.refs[map.indexAt(start + at - offset)] === chunk)
+    const piece = segments[indexFrom(segments, at)] as Piece | undefined
+    return piece !== undefined && piece.offset <= at && map.refs[map.indexAt(piece.start + at - piece.offset)] === chunk
   }
 
   #addPart(segments: readonly Piece[], part: Place): void {
-    for (const { offset, start, length } of segments) {
+    const end = part.offset + part.length
+    for (let index = indexFrom(segments, part.offset); index < segments.length && segments[index].offset < end; index++) {
+      const { offset, start, length } = segments[index]
       const from = Math.max(offset, part.offset)
-      const to = Math.min(offset + length, part.offset + part.length)
-      if (from < to) this.#addRange(start + from - offset, to - from)
+      this.#addRange(start + from - offset, Math.min(offset + length, end) - from)
     }
   }
 
@@ -132,6 +134,17 @@ class Translation {
   #addRange(start: number, length: number): void {
     if (start < this.#view.map.sizeBytes) this.#view.forEachChunk(start, length, (chunk) => this.chunks.add(chunk))
   }
+}
+
+/** Of the first piece that ends behind `at`. A file may have a million, and as many entries. @param pieces by their offsets */
+function indexFrom(pieces: readonly Piece[], at: number): number {
+  let [low, high] = [0, pieces.length]
+  while (low < high) {
+    const middle = (low + high) >>> 1
+    if (pieces[middle].offset + pieces[middle].length > at) high = middle
+    else low = middle + 1
+  }
+  return low
 }
 
 /** Chunks of the map that the set names by digest, by that. */

@@ -13,7 +13,11 @@ const fdatasync = promisify(fs.fdatasync)
 
 /** Everything but the syncs completes at once. Errors are those of the operating system. */
 export interface OverlayFiles {
-  /** `create`: for reading and writing; an existing file keeps its content. @returns a file descriptor */
+  /**
+   * `create`: for reading and writing; an existing file keeps its content. A block device is there already, and is opened for writing only if nobody has
+   * mounted it or a part of it, and nobody can until it is closed: EBUSY.
+   * @returns a file descriptor
+   */
   open(path: string, mode: 'read' | 'write' | 'create'): number
   close(fd: number): void
   sizeBytes(fd: number): number
@@ -50,7 +54,8 @@ export interface OverlayFiles {
 
 export const localFiles: OverlayFiles = {
   open(path, mode) {
-    const { O_RDONLY, O_RDWR, O_CREAT } = fs.constants
+    const { O_RDONLY, O_RDWR, O_CREAT, O_EXCL } = fs.constants
+    if (mode !== 'read' && fs.statSync(path, { throwIfNoEntry: false })?.isBlockDevice()) return fs.openSync(path, O_RDWR | O_EXCL)
     return fs.openSync(path, mode === 'read' ? O_RDONLY : mode === 'write' ? O_RDWR : O_RDWR | O_CREAT, 0o600)
   },
   close: fd => fs.closeSync(fd),

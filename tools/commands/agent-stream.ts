@@ -27,7 +27,7 @@ import { LOG_LEVELS } from '../service/settings.ts'
 import { formatBytes, formatDuration } from '../terminal.ts'
 
 const NBD_DEFAULT = '127.0.0.1:10809'
-/** A complete disk that nobody uses needs no agent: asked this often. */
+/** A disk that nobody uses, and that is complete or cannot be, needs no agent: asked this often. */
 const LET_GO_MS = 1000
 const PROGRESS_MS = 250
 const MISS_MS_LONGEST = 24 * 3600 * 1000
@@ -197,7 +197,7 @@ function writeIdentity(file: string, identity: KeptIdentity): void {
   renameSync(`${file}.new`, file)
 }
 
-/** Until the disk is complete and nobody is connected, or the agent is told to end. */
+/** Until the disk is complete, or cannot be, and nobody is connected, or the agent is told to end. @throws VarveError TARGET_FAILED */
 async function untilItCanGo(streaming: Streaming, invocation: Invocation): Promise<void> {
   const { signal } = invocation
   const progress = await invocation.progress('streaming')
@@ -211,8 +211,9 @@ async function untilItCanGo(streaming: Streaming, invocation: Invocation): Promi
       signal.addEventListener('abort', () => resolve(), { once: true })
     })
     const status = await Promise.race([streaming.ended, told])
-    if (status?.phase === 'failed') throw new VarveError('TARGET_FAILED', status.error ?? 'the disk cannot be completed')
+    // Also where the fill has failed: a guest that runs from what has come would lose all of it.
     while (!signal.aborted && (await streaming.connections()) > 0) await Promise.race([new Promise((resolve) => setTimeout(resolve, LET_GO_MS)), told])
+    if (status?.phase === 'failed') throw new VarveError('TARGET_FAILED', status.error ?? 'the disk cannot be completed')
   } finally {
     clearInterval(timer)
     progress.stop()

@@ -74,6 +74,8 @@ const EXTENTS_MAX = 1 << 20
 /** Extents that are read in all: many files may claim the same ones. */
 const EXTENTS_READ_MAX = 1 << 24
 const DIRECTORY_BYTES_MAX = 16 << 20
+/** Of directories that are read in all: many may claim the same blocks. Bytes. */
+const DIRECTORIES_READ_BYTES_MAX = 2 ** 32
 const GROUPS_MAX = 1 << 20
 /** Names that one walk finds, at most. */
 const WALK_NAMES_MAX = 1 << 22
@@ -81,8 +83,9 @@ const DEPTH_MAX = 256
 /** The disk is read in pieces of this size, which are kept for what is read next to them. */
 const WINDOW_BYTES = 64 << 10
 const WINDOWS_MAX = 512
-/** Directories whose names are kept. */
+/** Directories whose names are kept, and names of all of them; of one directory all are. */
 const DIRECTORIES_MAX = 2048
+const NAMES_KEPT_MAX = 1 << 19
 
 const KIND_OF_TYPE = new Map<number, Kind>()
 for (const kind of [Kind.file, Kind.directory, Kind.symlink, Kind.character, Kind.block, Kind.fifo, Kind.socket]) KIND_OF_TYPE.set(MODE_TYPE[kind], kind)
@@ -103,7 +106,9 @@ export class Ext4Reader {
   readonly #inodesPerGroup: number
   readonly #windows = new Map<number, Buffer>()
   readonly #directories = new Map<number, Map<string, number>>()
+  #namesKept = 0
   #extentsRead = 0
+  #directoryBytesRead = 0
 
   private constructor(disk: ReadableDisk, shape: Shape, descriptors: Buffer) {
     this.#disk = disk
@@ -171,9 +176,13 @@ export class Ext4Reader {
   async list(directory: Ext4Inode): Promise<DirectoryEntry[]> {
     if (directory.kind !== Kind.directory) throw invalid(`inode ${directory.number} is no directory`)
     if (directory.sizeBytes > DIRECTORY_BYTES_MAX) throw new VarveError('LIMIT_EXCEEDED', `ext4: a directory of ${directory.sizeBytes} bytes; at most ${DIRECTORY_BYTES_MAX} are read`)
+    this.#directoryBytesRead += directory.sizeBytes
+    if (this.#directoryBytesRead > DIRECTORIES_READ_BYTES_MAX) throw new VarveError('LIMIT_EXCEEDED', `ext4: directories of more than ${DIRECTORIES_READ_BYTES_MAX} bytes`)
     const entries: DirectoryEntry[] = []
-    for (const { diskOffset, length } of (await this.blocks(directory)).runs) {
-      for (let at = 0; at < length; at += this.blockBytes) readNames(await this.#bytes(diskOffset + at, this.blockBytes), directory.number, entries)
+    for (const { fileOffset, diskOffset, length } of (await this.blocks(directory)).runs) {
+      // Blocks behind its end are no part of it.
+      const end = Math.min(length, directory.sizeBytes - fileOffset)
+      for (let at = 0; at < end; at += this.blockBytes) readNames(await this.#bytes(diskOffset + at, this.blockBytes), directory.number, entries)
     }
     return entries
   }
@@ -183,10 +192,19 @@ export class Ext4Reader {
     let names = this.#directories.get(directory.number)
     if (names === undefined) {
       names = new Map((await this.list(directory)).map((entry) => [entry.name, entry.inode]))
-      if (this.#directories.size === DIRECTORIES_MAX) this.#directories.delete(this.#directories.keys().next().value!)
-      this.#directories.set(directory.number, names)
+      if (!this.#directories.has(directory.number)) this.#keepNames(directory.number, names)
     }
     return names.get(name)
+  }
+
+  #keepNames(directory: number, names: Map<string, number>): void {
+    this.#directories.set(directory, names)
+    this.#namesKept += names.size
+    for (const [oldest, { size }] of this.#directories) {
+      if (oldest === directory || (this.#directories.size <= DIRECTORIES_MAX && this.#namesKept <= NAMES_KEPT_MAX)) break
+      this.#directories.delete(oldest)
+      this.#namesKept -= size
+    }
   }
 
   /** Bytes of a file from `offset` on, holes as zeroes; fewer than `length` at its end. */
@@ -333,8 +351,8 @@ function readNames(block: Buffer, directory: number, entries: DirectoryEntry[]):
     const length = at + 8 <= block.length ? block.readUInt16LE(at + 4) : 0
     const nameBytes = at + 8 <= block.length ? block[at + 6] : 0
     if (length < 8 + nameBytes || length % 4 !== 0 || at + length > block.length) throw invalid(`directory ${directory} is damaged`)
-    const name = block.toString('latin1', at + 8, at + 8 + nameBytes)
-    if (inode !== 0 && name !== '.' && name !== '..') {
+    const name = inode === 0 ? '.' : block.toString('latin1', at + 8, at + 8 + nameBytes)
+    if (name !== '.' && name !== '..') {
       if (name === '' || name.includes('/') || name.includes('\0')) throw invalid(`directory ${directory} has a name that cannot be`)
       entries.push({ name, inode })
     }

@@ -3,7 +3,7 @@
  */
 import http from 'node:http'
 import type { AddressInfo, Socket } from 'node:net'
-import { AgentFrame, FrameReader, STREAM_PATH, ServerFrame, frame, jsonFrame } from '@varve/blockserver/stream/frames.ts'
+import { AgentFrame, FrameReader, STREAM_PATH, ServerFrame, WAITING_DIGESTS_MAX, frame, jsonFrame } from '@varve/blockserver/stream/frames.ts'
 import { CODECS, compress } from '@varve/images/chunk/codec.ts'
 import { digestOf, digestToHex } from '@varve/images/chunk/digest.ts'
 import { MemoryStore } from '@varve/images/store/memory-store.ts'
@@ -17,13 +17,16 @@ export const MISDEEDS: readonly Misdeed[] = ['flip a bit', 'another chunk', 'cut
 
 export class StreamPeer implements AsyncDisposable {
   readonly #server: http.Server
-  readonly #sockets = new Set<Socket>()
+  /** With the chunks that wait on each. */
+  readonly #sockets = new Map<Socket, Set<string>>()
   readonly #chunks = new Map<string, Buffer>()
   readonly #random: Random
   readonly map: string
   readonly #sizeBytes: number
   /** Called for each chunk of the disk that is asked for. */
   misdeed: (random: Random) => Misdeed | undefined = () => undefined
+  /** Whether OPEN is answered. */
+  opens = true
   /** Chunks that were asked for, objects included, with their priorities, in order. */
   readonly asked: { digest: string; priority: number }[] = []
   /** Digest of a chunk list, hexadecimal. */
@@ -69,9 +72,14 @@ export class StreamPeer implements AsyncDisposable {
     return digestToHex(digest)
   }
 
+  /** A chunk that is no part of the disk. */
+  addChunk(content: Buffer): void {
+    this.#chunks.set(digestToHex(digestOf(content)), content)
+  }
+
   /** Ends all connections. */
   cut(): void {
-    for (const socket of this.#sockets) socket.destroy()
+    for (const socket of this.#sockets.keys()) socket.destroy()
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -82,7 +90,7 @@ export class StreamPeer implements AsyncDisposable {
 
   #accept(url: string, socket: Socket): void {
     if (url !== STREAM_PATH) return void socket.end('HTTP/1.1 404 Not Found\r\n\r\n')
-    this.#sockets.add(socket)
+    this.#sockets.set(socket, new Set())
     socket.on('close', () => this.#sockets.delete(socket))
     socket.on('error', () => {})
     socket.write('HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: varve-stream/1\r\n\r\n')
@@ -93,14 +101,19 @@ export class StreamPeer implements AsyncDisposable {
 
   #answer(socket: Socket, type: number, payload: Buffer): void {
     if (type === AgentFrame.PING) socket.write(frame(ServerFrame.PONG, payload))
-    if (type === AgentFrame.OPEN) socket.write(jsonFrame(ServerFrame.DISK, { name: 'desk', sizeBytes: this.#sizeBytes, map: this.map, snapshot: null, bootSet: this.bootSet, order: null }))
+    if (type === AgentFrame.OPEN && this.opens) socket.write(jsonFrame(ServerFrame.DISK, { name: 'desk', sizeBytes: this.#sizeBytes, map: this.map, snapshot: null, bootSet: this.bootSet, order: null }))
+    const waiting = this.#sockets.get(socket)
+    if (type === AgentFrame.CANCEL) for (let at = 0; at < payload.length; at += 32) waiting?.delete(digestToHex(payload.subarray(at, at + 32)))
     if (type !== AgentFrame.GET) return
     for (let at = 1; at < payload.length; at += 32) {
       const digest = Buffer.from(payload.subarray(at, at + 32))
       const key = digestToHex(digest)
       this.asked.push({ digest: key, priority: payload[0] })
-      this.#send(socket, digest, this.#chunks.get(key)!, this.#honest.has(key) ? undefined : this.misdeed(this.#random))
+      const misdeed = this.#honest.has(key) ? undefined : this.misdeed(this.#random)
+      if (misdeed === 'silence') waiting?.add(key)
+      this.#send(socket, digest, this.#chunks.get(key)!, misdeed)
     }
+    if (waiting !== undefined && waiting.size > WAITING_DIGESTS_MAX) socket.destroy()
   }
 
   #send(socket: Socket, digest: Buffer, content: Buffer, misdeed: Misdeed | undefined): void {

@@ -2,7 +2,8 @@
  * A streamed disk as a block device, on real files; and what it does while it fills.
  */
 import assert from 'node:assert/strict'
-import { closeSync, copyFileSync, openSync, readFileSync, statSync, writeFileSync, writeSync } from 'node:fs'
+import { execFileSync } from 'node:child_process'
+import { closeSync, copyFileSync, mkdirSync, openSync, readFileSync, statSync, truncateSync, writeFileSync, writeSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'node:test'
 import { StreamedDisk, checkContent } from '@varve/agent/stream/streamed-disk.ts'
@@ -83,7 +84,7 @@ test(`a disk that has come whole is a plain file with the same bytes (seed ${see
   for (const [index, sizeBytes] of [1, 4095, 300_000, 2_000_001].entries()) {
     const file = path.join(directory.path, `target-${index}`)
     const source = randomDisk(random, { sizeBytes })
-    const target = await Target.create({ path: file, map: source.map, note: { of: index } })
+    const target = await Target.create({ path: file, map: source.map, note: { of: index, privateKey: 'a key' } })
     const disk = streamed(target, source.chunks, random)
     const expected = Buffer.from(source.content)
     for (let round = 0; round < 40; round++) {
@@ -108,6 +109,7 @@ test(`a disk that has come whole is a plain file with the same bytes (seed ${see
     const { wrongBytes } = await disk.verify()
     assert.equal(wrongBytes, 0)
     await target.complete()
+    assert.ok(!readFileSync(file).includes('a key'), 'the note is gone although the target is still open')
     const last = random.bytes(Math.min(sizeBytes, 700))
     await disk.write(last, 0)
     last.copy(expected)
@@ -174,5 +176,30 @@ test('a target that holds something is not taken, nor one in use, nor one that i
     } catch (error) {
       assert.match((error as { code?: string }).code ?? String(error), /^(TARGET_INVALID|FORMAT_|LIMIT_)/)
     }
+  }
+})
+
+test('a device of which something is mounted is not taken, and nothing of one that is streamed to can be mounted', async () => {
+  const random = new Random(seed + 4)
+  using directory = new TemporaryDirectory()
+  const { map } = randomDisk(random, { sizeBytes: 1_000_000 })
+  const [file, mountPoint] = [path.join(directory.path, 'disk'), path.join(directory.path, 'mounted')]
+  mkdirSync(mountPoint)
+  writeFileSync(file, '')
+  truncateSync(file, 16 << 20)
+  execFileSync('mke2fs', ['-q', '-F', '-t', 'ext4', file])
+  const device = execFileSync('losetup', ['--find', '--show', file], { encoding: 'utf8' }).trim()
+  const mount = () => execFileSync('mount', ['-o', 'ro', device, mountPoint], { stdio: 'pipe' })
+  try {
+    mount()
+    try {
+      await assert.rejects(Target.create({ path: device, map, note: {}, overwrite: true }), { code: 'STORE_LOCKED' })
+    } finally {
+      execFileSync('umount', [mountPoint])
+    }
+    await using _target = await Target.create({ path: device, map, note: {}, overwrite: true })
+    assert.throws(mount, /already mounted|busy/)
+  } finally {
+    execFileSync('losetup', ['--detach', device])
   }
 })

@@ -14,6 +14,7 @@ import { compose } from '@varve/composer/compose.ts'
 import type { Composition } from '@varve/composer/compose.ts'
 import type { DiskOptions } from '@varve/composer/recipe.ts'
 import { BlockMapBuilder, SPECIAL_MIN } from '@varve/images/blockmap/block-map.ts'
+import type { BlockMap } from '@varve/images/blockmap/block-map.ts'
 import { digestToHex } from '@varve/images/chunk/digest.ts'
 import type { Digest } from '@varve/images/chunk/digest.ts'
 import { isVarveError } from '@varve/images/errors.ts'
@@ -57,6 +58,20 @@ async function chunksOf(view: DiskView, path: string): Promise<number[]> {
 
 function contentOf(view: DiskView, chunks: Iterable<number>): Set<string> {
   return new Set([...chunks].map((chunk) => digestToHex(view.map.chunkDigest(chunk))))
+}
+
+/** The same disk, but for what one chunk shows. */
+async function withChanged(store: MemoryStore, map: BlockMap, victim: number, change: (bytes: Buffer) => void): Promise<BlockMap> {
+  const builder = new BlockMapBuilder(map.sizeBytes)
+  await using writer = store.writer()
+  const bytes = Buffer.from(store.get(map.chunkDigest(victim)))
+  change(bytes)
+  const numbers = Array.from(map.chunkBytes, (length, chunk) => builder.addChunk(chunk === victim ? writer.put(bytes) : map.chunkDigest(chunk), length))
+  await writer.commit()
+  for (let index = 0; index < map.extentCount; index++) {
+    if (map.refs[index] < SPECIAL_MIN) builder.data(map.starts[index], map.endOf(index) - map.starts[index], numbers[map.refs[index]], map.chunkOffsets[index])
+  }
+  return builder.build()
 }
 
 describe(`boot sets of disks (seed ${seed})`, () => {
@@ -136,21 +151,30 @@ describe(`boot sets of disks (seed ${seed})`, () => {
     const whole = await DiskView.open(map, store)
     const set = await learned(whole, map.chunkBytes.keys())
     for (let round = 0; round < 40; round++) {
-      // One chunk shows other bytes.
       const victim = random.below(Math.min(12, map.chunkCount))
-      const builder = new BlockMapBuilder(map.sizeBytes)
-      await using writer = store.writer()
-      const bytes = Buffer.from(store.get(map.chunkDigest(victim)))
-      for (let change = random.between(1, 40); change > 0; change--) bytes[random.below(bytes.length)] = random.pick([0, 0xff, random.below(256)])
-      const numbers = Array.from(map.chunkBytes, (length, chunk) => builder.addChunk(chunk === victim ? writer.put(bytes) : map.chunkDigest(chunk), length))
-      await writer.commit()
-      for (let index = 0; index < map.extentCount; index++) {
-        if (map.refs[index] < SPECIAL_MIN) builder.data(map.starts[index], map.endOf(index) - map.starts[index], numbers[map.refs[index]], map.chunkOffsets[index])
-      }
-      const view = await DiskView.open(builder.build(), store)
+      const damaged = await withChanged(store, map, victim, (bytes) => {
+        for (let change = random.between(1, 40); change > 0; change--) bytes[random.below(bytes.length)] = random.pick([0, 0xff, random.below(256)])
+      })
+      const view = await DiskView.open(damaged, store)
       await translateBootSet(set, view)
       await guessBootSet(view)
       await placeChunks(view, Uint32Array.from([0, 1, 2]))
+    }
+  })
+
+  test('a disk whose journal is damaged, or has no extents, has all the rest', async () => {
+    const random = new Random(seed + 6)
+    await using store = new MemoryStore()
+    const { map } = await composed(store, [randomFiles(random, 10)])
+    const { files } = await DiskView.open(map, store)
+    const position = files!.inodePosition(files!.journalInode)
+    const index = map.indexAt(position)
+    const at = position - map.starts[index] + map.chunkOffsets[index]
+    // The mode, then the flags.
+    for (const field of [0, 0x20]) {
+      const view = await DiskView.open(await withChanged(store, map, map.refs[index], (bytes) => void bytes.fill(0, at + field, at + field + 4)), store)
+      assert.equal(view.segmentsOf('journal').length, 0)
+      assert.ok(view.segmentsOf('superblock').length > 0)
     }
   })
 })

@@ -92,6 +92,26 @@ test('a filesystem that mke2fs made and filled, with an index, a tree of extents
   }
 })
 
+test('a directory ends where its size says, and what many directories claim is not read for ever', async () => {
+  using image = new Ext4Image(new MemoryTree().build())
+  const source = `${image.mountPoint}/source`
+  execFileSync('mkdir', ['-p', `${source}/many`])
+  for (let index = 0; index < 500; index++) writeFileSync(`${source}/many/a name ${index}`, '')
+  execFileSync('mke2fs', ['-q', '-F', '-t', 'ext4', '-O', '^metadata_csum', '-b', '4096', '-d', source, image.path, '16M'])
+  const listWithSize = async (sizeBytes: number, times: number): Promise<number> => {
+    execFileSync('debugfs', ['-w', '-R', `set_inode_field /many size ${sizeBytes}`, image.path], { stdio: 'pipe' })
+    using disk = new ImageFile(image.path)
+    const reader = await Ext4Reader.open(disk, 0)
+    const many = await reader.inode((await reader.child(await reader.inode(2), 'many'))!)
+    let names = 0
+    for (let time = 0; time < times; time++) names = (await reader.list(many)).length
+    return names
+  }
+  assert.ok(await listWithSize(4096, 1) < 500)
+  assert.equal(await listWithSize(16 << 20, 1), 500)
+  await assert.rejects(listWithSize(16 << 20, 300), { code: 'LIMIT_EXCEEDED' })
+})
+
 test('damaged filesystems are refused with a code, and nothing hangs', async () => {
   const seed = testSeed()
   const random = new Random(seed)
