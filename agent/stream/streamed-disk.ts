@@ -4,7 +4,7 @@
  */
 import type { BlockMap } from '@varve/images/blockmap/block-map.ts'
 import { SPECIAL_MIN, ZERO } from '@varve/images/blockmap/block-map.ts'
-import { digestOf, digestToHex } from '@varve/images/chunk/digest.ts'
+import { digestOf } from '@varve/images/chunk/digest.ts'
 import { appendExtent, checkRange } from '@varve/images/device/block-device.ts'
 import type { BlockDevice, DeviceExtent, ExtentType, WriteOptions, WriteZeroesOptions } from '@varve/images/device/block-device.ts'
 import { VarveError } from '@varve/images/errors.ts'
@@ -18,6 +18,8 @@ const KEPT_BYTES_MAX = 32 << 20
 const ATTEMPTS_MAX = 4
 /** Bytes that are looked at in one go by `verify`, before others have their turn. */
 const VERIFY_BYTES = 1 << 20
+/** Zeroes that are written in one go. */
+const ZEROES_AT_ONCE_BYTES = 16 << 20
 
 export interface StreamedDiskOptions {
   target: Target
@@ -69,11 +71,15 @@ export class StreamedDisk implements BlockDevice {
     return this.target.flush()
   }
 
+  /** Where space cannot be given back, the content stays: to write zeroes over all that a guest has no use for would stop everything else. */
   trim(offset: number, length: number, options: WriteOptions = {}): void | Promise<void> {
-    return this.writeZeroes(offset, length, options)
+    this.#checkOpen(offset, length)
+    if (this.target.givesBack()) return this.writeZeroes(offset, length, options)
+    return options.fua ? this.target.flush() : undefined
   }
 
   writeZeroes(offset: number, length: number, options: WriteZeroesOptions = {}): void | Promise<void> {
+    if (length > ZEROES_AT_ONCE_BYTES) return this.#writeManyZeroes(offset, length, options)
     return this.#change(offset, length, options, () => this.target.writeZeroes(offset, length, { allocated: options.noHole }))
   }
 
@@ -184,6 +190,15 @@ export class StreamedDisk implements BlockDevice {
   #checkOpen(offset: number, length: number): void {
     if (this.#closed) throw new TypeError('the device is closed')
     checkRange(this, offset, length)
+  }
+
+  async #writeManyZeroes(offset: number, length: number, { fua, ...options }: WriteZeroesOptions): Promise<void> {
+    this.#checkOpen(offset, length)
+    for (let at = offset; at < offset + length; at += ZEROES_AT_ONCE_BYTES) {
+      await this.writeZeroes(at, Math.min(ZEROES_AT_ONCE_BYTES, offset + length - at), options)
+      await new Promise<void>((resolve) => setImmediate(resolve))
+    }
+    if (fua) await this.target.flush()
   }
 
   #change(offset: number, length: number, { fua }: WriteOptions, change: () => void): void | Promise<void> {
@@ -331,12 +346,4 @@ export class StreamedDisk implements BlockDevice {
 
 function typeOf(ref: number): ExtentType {
   return ref < SPECIAL_MIN ? 'data' : ref === ZERO ? 'zero' : 'hole'
-}
-
-/** @throws VarveError CHUNK_CORRUPT */
-export function checkContent(map: BlockMap, chunk: number, content: Uint8Array): void {
-  const expected = map.chunkDigest(chunk)
-  if (content.length !== map.chunkBytes[chunk]) throw new VarveError('CHUNK_CORRUPT', `chunk ${digestToHex(expected)} came with ${content.length} bytes; the block map says ${map.chunkBytes[chunk]}`)
-  const actual = digestOf(content)
-  if (Buffer.compare(actual, expected) !== 0) throw new VarveError('CHUNK_CORRUPT', `chunk ${digestToHex(expected)} came with content that hashes to ${digestToHex(actual)}`)
 }

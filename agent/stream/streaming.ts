@@ -120,7 +120,7 @@ export async function beginTarget({ cvd, path, server, identity, overwrite, log,
   try {
     const info = await (signal === undefined ? fetcher.first : Promise.race([fetcher.first, fetcher.opened(signal)]))
     // All at once: over a long line each would cost round trips of its own.
-    const objects = new Map([info.map, info.bootSet, info.order].filter((digest) => digest !== null).map((digest) => [digest, fetchObject(fetcher, Buffer.from(digest, 'hex'), signal)]))
+    const objects = new Map([info.map, info.bootSet].filter((digest) => digest !== null).map((digest) => [digest, fetchObject(fetcher, Buffer.from(digest, 'hex'), signal)]))
     for (const object of objects.values()) object.catch(() => {})
     const map = BlockMap.decode(await objects.get(info.map)!)
     if (map.sizeBytes !== info.sizeBytes || map.partial) throw new VarveError('PROTOCOL_INVALID', `the server's block map is of ${map.sizeBytes} bytes, not ${info.sizeBytes}`)
@@ -299,11 +299,12 @@ export class Streaming implements AsyncDisposable {
 
   async #fillOnce(): Promise<void> {
     this.#phase = 'boot set'
-    const { bootSet, order } = await this.#lists()
-    this.#bootSet = bootSet
-    await this.#fetchAll(bootSet, Priority.BOOT)
+    // As the server has them now.
+    const info = await this.#fetcher.opened(this.#stop.signal)
+    this.#bootSet = await this.#list(info.bootSet)
+    await this.#fetchAll(this.#bootSet, Priority.BOOT)
     this.#phase = 'fill'
-    await Promise.all([this.#makeZeroes(), this.#fetchRest(order)])
+    await Promise.all([this.#makeZeroes(), this.#list(info.order).then((order) => this.#fetchRest(order))])
   }
 
   async #fetchRest(order: readonly number[]): Promise<void> {
@@ -311,13 +312,7 @@ export class Streaming implements AsyncDisposable {
     await this.#fetchAll(Array.from({ length: this.#target.map.chunkCount }, (_, chunk) => chunk), Priority.FILL)
   }
 
-  /** Boot set and order, as the server has them now, as numbers of chunks of this disk. */
-  async #lists(): Promise<{ bootSet: number[]; order: number[] }> {
-    const info = await this.#fetcher.opened(this.#stop.signal)
-    const [bootSet, order] = await Promise.all([info.bootSet, info.order].map((digest) => this.#list(digest)))
-    return { bootSet, order }
-  }
-
+  /** A chunk list, as numbers of chunks of this disk. */
   async #list(digest: string | null): Promise<number[]> {
     if (digest === null) return []
     try {

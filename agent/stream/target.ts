@@ -7,7 +7,7 @@ import { BlockMap, HOLE, ZERO } from '@varve/images/blockmap/block-map.ts'
 import { digestOf, DIGEST_BYTES } from '@varve/images/chunk/digest.ts'
 import { localFiles } from '@varve/images/device/overlay-files.ts'
 import type { OverlayFiles } from '@varve/images/device/overlay-files.ts'
-import { VarveError } from '@varve/images/errors.ts'
+import { isVarveError, VarveError } from '@varve/images/errors.ts'
 import { OBJECT_BYTES_MAX } from '@varve/images/store/object.ts'
 
 export const BLOCK_BYTES = 4096
@@ -27,6 +27,8 @@ const CLEAN = Buffer.alloc(DIGEST_BYTES)
 const UNKNOWN = Buffer.alloc(DIGEST_BYTES, 0xff)
 const ZEROES = new Uint8Array(1 << 20)
 const BLANK_BYTES = 1 << 20
+/** Largest disk: its state takes a 16384th of it in memory. */
+export const TARGET_DISK_BYTES_MAX = 2 ** 44
 
 /** Places in the target, bytes. */
 interface Places {
@@ -38,6 +40,9 @@ interface Places {
   durable: number
   recentHeader: number
   recent: number
+  /** The first block of the disk until it is complete; and a block of zeroes. */
+  held: number
+  spare: number
   superblocks: readonly [number, number]
 }
 
@@ -79,9 +84,12 @@ export class Target implements AsyncDisposable {
   /** State is kept for a process that follows in the same running system, which this names. Undefined: it cannot be. */
   readonly #incarnation: Uint8Array | undefined
   #present = 0
+  #givesBack: boolean | undefined
   #commit: Promise<void> | undefined
   #nextCommit: Promise<void> | undefined
   #failure: VarveError | undefined
+  /** The disk's first block is where it belongs, beside where it is held. */
+  #isBootable = false
   #plain = false
   #closed = false
 
@@ -107,6 +115,7 @@ export class Target implements AsyncDisposable {
     const fd = openTarget(files, path, 'create')
     try {
       takeLock(files, fd, path)
+      if (map.sizeBytes > TARGET_DISK_BYTES_MAX) throw new VarveError('LIMIT_EXCEEDED', `a disk of ${map.sizeBytes} bytes; at most ${TARGET_DISK_BYTES_MAX} are streamed`)
       const isDevice = files.isDevice(fd)
       const encoded = map.encode()
       const size = files.sizeBytes(fd)
@@ -115,7 +124,8 @@ export class Target implements AsyncDisposable {
         throw new VarveError('TARGET_INVALID', `${path} has ${size} bytes; the disk has ${map.sizeBytes}, and while it fills ${size - places.note} more are needed`)
       }
       if (!overwrite && !isBlank(files, fd, size)) throw new VarveError('TARGET_INVALID', `${path} is not blank; --overwrite gives up what it holds`)
-      if (!isDevice) {
+      if (isDevice) forgetNote(files, fd, path)
+      else {
         files.truncate(fd, 0)
         files.truncate(fd, places.superblocks[1] + BLOCK_BYTES)
       }
@@ -124,12 +134,15 @@ export class Target implements AsyncDisposable {
       const incarnation = files.incarnation(fd)
       // An earlier target's, if there is one, must not be found before this one is whole.
       for (const place of places.superblocks) files.write(fd, ZEROES.subarray(0, BLOCK_BYTES), place)
+      // Nor does it boot before it is whole.
+      files.write(fd, ZEROES.subarray(0, Math.min(BLOCK_BYTES, map.sizeBytes)), 0)
       await files.sync(fd)
       files.write(fd, noteBytes(note), places.note)
       files.write(fd, encoded, places.map)
       files.write(fd, state, places.durable)
       files.write(fd, state, places.recent)
       files.write(fd, recentHeader(incarnation ?? UNKNOWN), places.recentHeader)
+      files.write(fd, ZEROES.subarray(0, 2 * BLOCK_BYTES), places.held)
       await files.sync(fd)
       await writeSuperblocks(files, fd, places, { phase: FILLING, mapDigest: digestOf(encoded) })
       if (!isDevice) await files.syncDirectory(directoryOf(path))
@@ -268,13 +281,20 @@ export class Target implements AsyncDisposable {
 
   /** As it lies there, whatever it is. */
   readRaw(into: Uint8Array, offset: number): void {
-    this.#files.read(this.#fd, into, offset)
+    const held = this.#heldBytes(offset, into.length)
+    if (held > 0) this.#files.read(this.#fd, into.subarray(0, held), this.#places.held + offset)
+    if (held < into.length) this.#files.read(this.#fd, into.subarray(held), offset + held)
+  }
+
+  /** True if space that is not needed can be given back without writing to all of it. */
+  givesBack(): boolean {
+    return (this.#givesBack ??= this.#files.punch(this.#fd, this.#places.spare, BLOCK_BYTES))
   }
 
   /** Content of blocks that are not there; they are whole, but at the end of the disk. */
   install(bytes: Uint8Array, first: number): void {
     this.#checkUsable()
-    this.#files.write(this.#fd, bytes, first * BLOCK_BYTES)
+    this.#write(bytes, first * BLOCK_BYTES)
     this.#mark(first, first + blocksOf(bytes.length), false)
   }
 
@@ -290,7 +310,7 @@ export class Target implements AsyncDisposable {
     this.#checkUsable()
     const [first, end] = [Math.floor(offset / BLOCK_BYTES), blocksOf(offset + bytes.length)]
     this.#markPresentAsWritten(first, end)
-    this.#files.write(this.#fd, bytes, offset)
+    this.#write(bytes, offset)
     this.#mark(first, end, true)
   }
 
@@ -321,6 +341,7 @@ export class Target implements AsyncDisposable {
   async complete(): Promise<void> {
     if (!this.isComplete || this.hasSuspects) throw new RangeError('the disk is not complete')
     if (this.#plain) return
+    this.#makeBootable()
     await this.flush({ all: true })
     await writeSuperblocks(this.#files, this.#fd, this.#places, { phase: COMPLETE, mapDigest: digestOf(this.map.encode()) })
     this.#plain = true
@@ -416,7 +437,30 @@ export class Target implements AsyncDisposable {
     this.#files.write(this.#fd, this.#state.subarray(from, to), this.#places.recent + from)
   }
 
-  #zero(offset: number, end: number): void {
+  /** From here on the first block is written in both of its places: which of them counts is not known before the superblocks are durable. */
+  #makeBootable(): void {
+    const first = Buffer.alloc(this.#heldBytes(0, BLOCK_BYTES))
+    this.readRaw(first, 0)
+    this.#files.write(this.#fd, first, 0)
+    this.#isBootable = true
+  }
+
+  /** How many of the bytes at `offset` are held elsewhere. */
+  #heldBytes(offset: number, length: number): number {
+    return this.#plain ? 0 : Math.max(0, Math.min(BLOCK_BYTES, this.map.sizeBytes, offset + length) - offset)
+  }
+
+  #write(bytes: Uint8Array, offset: number): void {
+    const held = this.#heldBytes(offset, bytes.length)
+    if (held > 0) this.#files.write(this.#fd, bytes.subarray(0, held), this.#places.held + offset)
+    const from = this.#isBootable ? 0 : held
+    if (from < bytes.length) this.#files.write(this.#fd, bytes.subarray(from), offset + from)
+  }
+
+  #zero(start: number, end: number): void {
+    const held = this.#heldBytes(start, end - start)
+    if (held > 0) this.#write(ZEROES.subarray(0, held), start)
+    const offset = start + held
     const from = Math.min(end, Math.ceil(offset / BLOCK_BYTES) * BLOCK_BYTES)
     const to = Math.max(from, end - (end % BLOCK_BYTES))
     const punched = to > from && this.#files.punch(this.#fd, from, to - from)
@@ -425,7 +469,7 @@ export class Target implements AsyncDisposable {
   }
 
   #writeZeroes(offset: number, end: number): void {
-    for (let at = offset; at < end; at += ZEROES.length) this.#files.write(this.#fd, ZEROES.subarray(0, Math.min(ZEROES.length, end - at)), at)
+    for (let at = offset; at < end; at += ZEROES.length) this.#write(ZEROES.subarray(0, Math.min(ZEROES.length, end - at)), at)
   }
 
   #checkUsable(): void {
@@ -445,7 +489,7 @@ function up(bytes: number): number {
 /** Bytes behind the disk that a target needs while it fills. */
 export function stateBytes(diskBytes: number, mapBytes: number): number {
   const pages = Math.ceil(blocksOf(diskBytes) / PAGE_BLOCKS)
-  return NOTE_BYTES + up(mapBytes) + pages * PAGE_BYTES + BLOCK_BYTES + pages * PAGE_BYTES + 2 * BLOCK_BYTES
+  return NOTE_BYTES + up(mapBytes) + pages * PAGE_BYTES + BLOCK_BYTES + pages * PAGE_BYTES + 4 * BLOCK_BYTES
 }
 
 /** The state ends where the target does. @param targetBytes undefined: a file, which is made as long as it must be */
@@ -457,8 +501,10 @@ function placesIn(targetBytes: number | undefined, diskBytes: number, mapBytes: 
   const durable = map + up(mapBytes)
   const recentHeader = durable + pages * PAGE_BYTES
   const recent = recentHeader + BLOCK_BYTES
-  const superblock = recent + pages * PAGE_BYTES
-  return { diskBytes, mapBytes, pages, note, map, durable, recentHeader, recent, superblocks: [superblock, superblock + BLOCK_BYTES] }
+  const held = recent + pages * PAGE_BYTES
+  const spare = held + BLOCK_BYTES
+  const superblock = spare + BLOCK_BYTES
+  return { diskBytes, mapBytes, pages, note, map, durable, recentHeader, recent, held, spare, superblocks: [superblock, superblock + BLOCK_BYTES] }
 }
 
 async function writeSuperblocks(files: OverlayFiles, fd: number, places: Places, { phase, mapDigest }: { phase: number; mapDigest: Uint8Array }): Promise<void> {
@@ -486,7 +532,7 @@ function readSuperblocks(files: OverlayFiles, fd: number, path: string): Superbl
     const version = bytes.readUInt32LE(8)
     if (version !== VERSION) throw new VarveError('FORMAT_UNSUPPORTED', `${path} was begun by another Varve (version ${version}); go on with that one`)
     const [diskBytes, mapBytes] = [Number(bytes.readBigUInt64LE(16)), Number(bytes.readBigUInt64LE(24))]
-    const isSane = Number.isSafeInteger(diskBytes) && mapBytes <= OBJECT_BYTES_MAX
+    const isSane = diskBytes <= TARGET_DISK_BYTES_MAX && mapBytes <= OBJECT_BYTES_MAX
     const places = isSane ? placesIn(size, diskBytes, mapBytes) : undefined
     if (places === undefined || places.note < up(diskBytes)) throw new VarveError('TARGET_INVALID', `${path}: what it says of itself does not fit it`)
     return { ...places, phase: bytes[12], mapDigest: bytes.subarray(32, 64) }
@@ -539,6 +585,17 @@ function readAt(files: OverlayFiles, fd: number, offset: number, length: number)
   const bytes = Buffer.alloc(length)
   files.read(fd, bytes, offset)
   return bytes
+}
+
+/** An earlier target's note holds a key, and may lie where the new one has something else, or nothing. */
+function forgetNote(files: OverlayFiles, fd: number, path: string): void {
+  try {
+    const places = readSuperblocks(files, fd, path)
+    if (places !== undefined) files.write(fd, ZEROES.subarray(0, NOTE_BYTES), places.note)
+  } catch (error) {
+    // Nothing that can be read is there.
+    if (!isVarveError(error)) throw error
+  }
 }
 
 /** Zeroes at its beginning and at its end. */

@@ -6,7 +6,7 @@ import { execFileSync } from 'node:child_process'
 import { closeSync, copyFileSync, mkdirSync, openSync, readFileSync, statSync, truncateSync, writeFileSync, writeSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'node:test'
-import { StreamedDisk, checkContent } from '@varve/agent/stream/streamed-disk.ts'
+import { StreamedDisk } from '@varve/agent/stream/streamed-disk.ts'
 import { Target } from '@varve/agent/stream/target.ts'
 import { BlockMapBuilder } from '@varve/images/blockmap/block-map.ts'
 import { digestOf } from '@varve/images/chunk/digest.ts'
@@ -24,7 +24,6 @@ function streamed(target: Target, chunks: readonly Buffer[], random: Random): St
     want: async (wanted) => {
       for (const chunk of wanted) {
         if (random.chance(0.3)) await new Promise<void>((resolve) => setImmediate(resolve))
-        checkContent(disk.map, chunk, chunks[chunk])
         disk.install(chunk, chunks[chunk])
       }
     },
@@ -135,7 +134,7 @@ test(`verifying finds what the target has lost, and it comes again (seed ${seed}
   await using target = await Target.create({ path: file, map: source.map, note: {} })
   const disk = streamed(target, source.chunks, random)
   fillAll(disk, source.chunks)
-  const index = source.map.refs.findIndex((ref, extent) => ref < source.map.chunkCount && source.map.endOf(extent) - source.map.starts[extent] === source.map.chunkBytes[ref])
+  const index = source.map.refs.findIndex((ref, extent) => ref < source.map.chunkCount && source.map.starts[extent] >= 4096 && source.map.endOf(extent) - source.map.starts[extent] === source.map.chunkBytes[ref])
   const fd = openSync(file, 'r+')
   writeSync(fd, Buffer.from([source.content[source.map.starts[index]] ^ 1]), 0, 1, source.map.starts[index])
   closeSync(fd)

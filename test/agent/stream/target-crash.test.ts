@@ -1,5 +1,5 @@
 /**
- * Kills and power cuts while a disk is streamed and written to: what was flushed is there, what was answered outlives a kill, and nothing shows a byte of another version.
+ * Kills and power cuts while a disk is streamed and written to, and while it becomes a plain disk: what was flushed is there, what was answered outlives a kill, and nothing shows a byte of another version.
  * VARVE_CRASH_HISTORIES: how many histories; a full run takes 1,000.
  */
 import { test } from 'node:test'
@@ -14,13 +14,14 @@ test(`no write is lost while a disk streams, wherever it is killed or its power 
   for (let round = 0; round < HISTORIES; round++) {
     const random = new Random(seed + round)
     try {
-      let history = await TargetHistory.begin(random)
-      for (let life = 0; life < 4; life++) {
+      let history: TargetHistory | undefined = await TargetHistory.begin(random)
+      for (let life = 0; life < 4 && history !== undefined; life++) {
         await history.run()
+        if (random.chance(0.2)) await history.complete()
         if (random.chance(0.2)) await history.close()
-        const [begin, last] = [history.firstMoment, history.files.moment]
+        const [begin, last]: number[] = [history.firstMoment, history.files.moment]
         const isKilled = random.chance(0.5)
-        let next = history
+        let next: TargetHistory | undefined
         for (let at = 0; at < MOMENTS; at++) {
           const moment = at === 0 ? last : random.between(begin, last)
           next = await (isKilled ? history.kill(moment) : history.cut(moment))

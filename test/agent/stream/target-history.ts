@@ -3,7 +3,7 @@
  * It knows of each sector which contents it may show after any end.
  */
 import assert from 'node:assert/strict'
-import { StreamedDisk, checkContent } from '@varve/agent/stream/streamed-disk.ts'
+import { StreamedDisk } from '@varve/agent/stream/streamed-disk.ts'
 import { Target } from '@varve/agent/stream/target.ts'
 import { PowerCutFiles } from '../../images/device/power-cut-files.ts'
 import type { Remains } from '../../images/device/power-cut-files.ts'
@@ -42,6 +42,7 @@ export class TargetHistory {
   /** By sector, oldest first; the first was durable when this life began. */
   readonly #versions: Version[][]
   readonly #flushes: Flush[] = []
+  #isCompleting = false
 
   private constructor(parts: { random: Random; source: SourceDisk; files: PowerCutFiles; target: Target; versions: Version[][] }) {
     this.#random = parts.random
@@ -78,6 +79,21 @@ export class TargetHistory {
     await Promise.all(waiting)
   }
 
+  /** All that lacks comes, and the target becomes a plain disk while it is written to. */
+  async complete(): Promise<void> {
+    await this.#disk.settleSuspects()
+    for (let round = 0; round < 3 && !this.#target.isComplete; round++) {
+      await this.#give(this.#source.chunks.map((_, chunk) => chunk))
+      this.#disk.installZeroes(0, this.#target.blockCount)
+    }
+    assert.ok(this.#target.isComplete)
+    this.#isCompleting = true
+    const completed = this.#target.complete()
+    await this.run()
+    await completed
+    await this.run()
+  }
+
   async close(): Promise<void> {
     const began = this.files.moment
     await this.#disk[Symbol.asyncDispose]()
@@ -86,24 +102,31 @@ export class TargetHistory {
   }
 
   /** What is there after the power has failed at a moment: everything that was flushed. */
-  cut(moment: number): Promise<TargetHistory> {
+  cut(moment: number): Promise<TargetHistory | undefined> {
     return this.#next(this.files.cut(moment, this.#random), moment, { isKilled: false })
   }
 
   /** What is there after the process was killed at a moment: everything that was answered. */
-  kill(moment: number): Promise<TargetHistory> {
+  kill(moment: number): Promise<TargetHistory | undefined> {
     return this.#next(this.files.kill(moment, this.#random), moment, { isKilled: true })
   }
 
-  async #next(remains: Remains, moment: number, { isKilled }: { isKilled: boolean }): Promise<TargetHistory> {
+  async #next(remains: Remains, moment: number, { isKilled }: { isKilled: boolean }): Promise<TargetHistory | undefined> {
     const files = new PowerCutFiles(this.#random, remains)
     const target = await Target.open(PATH, { files })
-    assert.ok(target instanceof Target, 'the target is there')
-    assert.deepEqual(target.note, { cvd: 'desk' })
-    const next = new TargetHistory({ random: this.#random, source: this.#source, files, target, versions: [] })
     const shown = Buffer.alloc(this.#source.content.length)
-    if (this.#random.chance(0.3)) await next.#disk.settleSuspects()
-    await next.#readAll(shown)
+    let next: TargetHistory | undefined
+    if (target === undefined || target === 'complete') {
+      assert.ok(this.#isCompleting, 'the target is there')
+      const fd = files.open(PATH, 'read')
+      assert.equal(files.sizeBytes(fd), shown.length, 'it is a plain disk')
+      files.read(fd, shown, 0)
+    } else {
+      assert.deepEqual(target.note, { cvd: 'desk' })
+      next = new TargetHistory({ random: this.#random, source: this.#source, files, target, versions: [] })
+      if (this.#random.chance(0.3)) await next.#disk.settleSuspects()
+      await next.#readAll(shown)
+    }
     const flushed = Math.max(DURABLE, ...this.#flushes.filter(({ ended }) => ended <= moment).map(({ began }) => began))
     for (const [sector, bytes] of sectors(shown).entries()) {
       // A kill may leave the beginning of the write that was about to be done.
@@ -114,7 +137,7 @@ export class TargetHistory {
       assert.ok(found >= 0, `sector ${sector} shows none of the ${versions.length - oldest} contents that it may have after ${isKilled ? 'a kill' : 'a power cut'}`)
       // What was shown stays; but what only a process was killed over is in the system's cache, and the power may still fail.
       const kept = isKilled ? versions.slice(durable, found + 1) : [versions[found]]
-      next.#versions.push(kept.map((version, index) => ({ bytes: version.bytes, began: ANSWERED, ended: index === 0 ? DURABLE : ANSWERED, forced: Infinity })))
+      if (next !== undefined) next.#versions.push(kept.map((version, index) => ({ bytes: version.bytes, began: ANSWERED, ended: index === 0 ? DURABLE : ANSWERED, forced: Infinity })))
     }
     return next
   }
@@ -178,7 +201,6 @@ export class TargetHistory {
   async #give(chunks: readonly number[]): Promise<void> {
     for (const chunk of chunks) {
       if (this.#random.chance(0.3)) await new Promise<void>((resolve) => { setImmediate(resolve) })
-      checkContent(this.#source.map, chunk, this.#source.chunks[chunk])
       this.#disk.install(chunk, this.#source.chunks[chunk])
     }
   }
