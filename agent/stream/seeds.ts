@@ -55,17 +55,18 @@ export class Seeds {
     } catch (cause) {
       throw new VarveError('SOURCE_INVALID', `the seed ${seed} cannot be read: ${(cause as Error).message}`, { cause })
     }
-    if (stat.isDirectory()) await this.#takeDirectory(seed)
+    if (stat.isDirectory()) await this.#takeDirectory(seed, stat.dev)
     else await this.#takeDisk(seed)
   }
 
-  async #takeDirectory(directory: string): Promise<void> {
+  /** @param device of its filesystem: others that are mounted below are no seeds, some of them never end */
+  async #takeDirectory(directory: string, device: number): Promise<void> {
     // By a list of our own: names that another process removes meanwhile are no failure of the whole.
     const waiting = [directory]
     for (let next = waiting.pop(); next !== undefined; next = waiting.pop()) {
       for (const entry of this.#tried(() => fs.readdirSync(next, { withFileTypes: true })) ?? []) {
         const name = path.join(next, entry.name)
-        if (entry.isDirectory()) waiting.push(name)
+        if (entry.isDirectory() && this.#tried(() => fs.lstatSync(name).dev) === device) waiting.push(name)
         else if (entry.isFile()) await this.#takeFile(name)
       }
     }

@@ -2,7 +2,7 @@
  * `varve agent stream`, `varve restore` and `varve agent status`: the endpoint's side of streaming.
  */
 import { createPrivateKey, X509Certificate } from 'node:crypto'
-import { mkdirSync, readdirSync, readFileSync, realpathSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, readFileSync, realpathSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
 import { type Command, InvalidArgumentError, Option } from 'commander'
@@ -40,6 +40,7 @@ interface StreamOptions {
   identity?: string
   ca?: string
   overwrite?: boolean
+  restart?: boolean
   seed: string[]
   missMs: number
   logLevel: (typeof LOG_LEVELS)[number]
@@ -52,6 +53,7 @@ export function addAgentStreamCommands(agent: Command): void {
     .action(action((invocation, cvd: string, options: StreamOptions) => stream(invocation, cvd, { ...options, nbd: options.nbd.length > 0 ? options.nbd : [NBD_DEFAULT] })))
 
   agent.command('status').argument('[target]').description('what the agents of this machine stream, or one of them').action(action(async (invocation, target: string | undefined) => {
+    if (target !== undefined && !existsSync(target)) throw new VarveError('NOT_FOUND', `there is no ${target}`)
     const sockets = target === undefined ? statusSockets() : [statusSocket(target)]
     const answers = (await Promise.all(sockets.map((socket) => controlRequest(socket, 'status', {})))).filter((answer) => answer !== undefined) as unknown as (StreamStatus & { pid: number })[]
     if (target !== undefined && answers.length === 0) throw new VarveError('NOT_FOUND', `no agent streams to ${target}`)
@@ -76,7 +78,8 @@ function withStreamOptions(command: Command): Command {
     .option('--identity <file>', 'where this machine keeps its key (default: in the state directory of the user)')
     .option('--ca <file>', 'PEM: who signs the certificate of the server')
     .option('--seed <path...>', 'directory, disk image or device of this machine that may hold parts of the disk', [])
-    .option('--overwrite', 'give up what the target holds')
+    .option('--overwrite', 'give up what the target holds, unless it was begun for this CVD')
+    .option('--restart', 'give up what the target holds, also what was begun for this CVD and written since')
     .addOption(new Option('--miss-ms <milliseconds>', 'how long a read waits for the server before it fails').argParser(milliseconds).default(MISS_MS_MAX))
     .addOption(new Option('--log-level <level>', 'how much is logged').choices(LOG_LEVELS).default('warn'))
 }
@@ -107,20 +110,35 @@ async function open(cvd: string, options: StreamOptions, invocation: Invocation,
 }
 
 async function openTarget(cvd: string, options: StreamOptions, invocation: Invocation, log: Logger): Promise<Pick<StreamingOptions, 'target' | 'fetcher' | 'objects'>> {
-  const found = options.overwrite ? undefined : await Target.open(options.to)
-  if (found === 'complete') throw new VarveError('ALREADY_EXISTS', `${options.to} is complete: it is a plain disk, and needs no agent; --overwrite gives it up`)
+  const found = await targetToGoOnWith(cvd, options)
   if (found === undefined) {
     const { server, identity } = await identify(options, invocation)
-    return beginTarget({ cvd, path: options.to, server, identity, overwrite: options.overwrite === true, log, signal: invocation.signal })
+    return beginTarget({ cvd, path: options.to, server, identity, overwrite: options.overwrite === true || options.restart === true, log, signal: invocation.signal })
   }
   try {
     const note = found.note as Partial<StreamNote>
-    if (note.cvd !== undefined && note.cvd !== cvd) throw new VarveError('TARGET_INVALID', `${options.to} was begun for ${note.cvd}; --overwrite gives up what it holds`)
     const address = serverOf(options, note)
     const identity = await identityOf(note, options, invocation)
     return { target: found, fetcher: new ChunkFetcher({ address, identity, disk: note.open ?? cvd, map: note.map, log }) }
   } catch (error) {
     await found[Symbol.asyncDispose]()
+    throw error
+  }
+}
+
+/** What was begun for the same CVD has what was written since, and is gone on with, whatever may be overwritten: a command that is repeated loses nothing. */
+async function targetToGoOnWith(cvd: string, { to, overwrite, restart }: StreamOptions): Promise<Target | undefined> {
+  if (restart) return undefined
+  try {
+    const found = await Target.open(to)
+    if (found === undefined) return undefined
+    if (found === 'complete') throw new VarveError('ALREADY_EXISTS', `${to} is complete: it is a plain disk, and needs no agent; --overwrite gives it up`)
+    const { cvd: of } = found.note as Partial<StreamNote>
+    if (of === undefined || of === cvd) return found
+    await found[Symbol.asyncDispose]()
+    throw new VarveError('TARGET_INVALID', `${to} was begun for ${of}; --overwrite gives up what it holds`)
+  } catch (error) {
+    if (overwrite && isVarveError(error, 'ALREADY_EXISTS', 'TARGET_INVALID', 'FORMAT_INVALID', 'FORMAT_UNSUPPORTED', 'LIMIT_EXCEEDED')) return undefined
     throw error
   }
 }
@@ -141,8 +159,10 @@ async function identityOf({ agent, privateKey }: Partial<StreamNote>, options: S
 function serverOf({ from, ca, token }: StreamOptions, note: Partial<StreamNote> = {}): ServerAddress {
   const text = from ?? note.url
   if (text === undefined) throw new VarveError('ADDRESS_INVALID', 'no server is known; name it with --from')
+  const url = parseServerUrl(text)
   const fingerprint = (token === undefined ? undefined : fingerprintOf(token)) ?? (note.fingerprint === undefined ? undefined : Buffer.from(note.fingerprint, 'hex'))
-  return { url: parseServerUrl(text), ca: ca === undefined ? note.ca : readCertificates(ca), fingerprint }
+  if (fingerprint !== undefined && url.protocol === 'http:') throw new VarveError('CREDENTIALS_INVALID', `${text} is not https, and the server was said to have a certificate`)
+  return { url, ca: ca === undefined ? note.ca : readCertificates(ca), fingerprint }
 }
 
 function readCertificates(file: string): string {
@@ -245,7 +265,8 @@ async function listenForStatus(streaming: Streaming, target: string, log: Logger
 }
 
 function statusDirectory(): string {
-  return path.join(process.env.XDG_RUNTIME_DIR ?? (process.getuid?.() === 0 ? '/run' : os.tmpdir()), 'varve-agent')
+  const user = process.getuid!()
+  return process.env.XDG_RUNTIME_DIR === undefined ? (user === 0 ? '/run/varve-agent' : path.join(os.tmpdir(), `varve-agent-${user}`)) : path.join(process.env.XDG_RUNTIME_DIR, 'varve-agent')
 }
 
 function statusSocket(target: string): string {

@@ -8,6 +8,7 @@ import { createSnapshot } from '../create-snapshot.ts'
 import { snapshotName } from '../exports.ts'
 import { action } from '../invocation.ts'
 import { snapshotDocument } from '../names.ts'
+import { STREAM_SNAPSHOT_PREFIX } from '../streaming/disk-states.ts'
 import { formatTable } from '../terminal.ts'
 
 export function addSnapshotCommands(program: Command): void {
@@ -27,10 +28,13 @@ export function addSnapshotCommands(program: Command): void {
     invocation.result(documents, formatTable([['SNAPSHOT', 'CREATED', 'STATE', 'LAYERS'], ...documents.map((one) => [one.snapshot, one.createdAt, one.state, one.layers.join(', ')])]))
   }))
 
-  snapshot.command('remove').argument('<snapshot>', 'CVD@SNAPSHOT').description('remove a snapshot; what only it holds goes with the next gc').action(action(async (invocation, reference: string) => {
+  snapshot.command('remove').argument('<snapshot>', 'CVD@SNAPSHOT').description('remove a snapshot; what only it holds goes with the next gc')
+    .option('--force', 'also one that an agent may be streaming, which then lacks what it has not fetched')
+    .action(action(async (invocation, reference: string, { force }: { force?: boolean }) => {
     await using home = await invocation.openHome()
     const { cvd, snapshot: name } = parseCvdName(reference)
     if (name === undefined) throw new VarveError('NAME_INVALID', `${reference} names no snapshot; give CVD@SNAPSHOT`)
+    if (!force && name.startsWith(STREAM_SNAPSHOT_PREFIX)) throw new VarveError('IN_USE', `${reference} was taken for an agent, which may have only a part of it yet; --force removes it all the same`)
     await home.catalog.removeSnapshot(cvd, name)
     invocation.result({ snapshot: reference }, `removed ${reference}`)
   }))

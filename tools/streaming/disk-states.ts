@@ -13,6 +13,8 @@ import { snapshotName } from '../exports.ts'
 import { readMap } from '../settlement.ts'
 import { bootListsOf, type BootLists } from './boot-lists.ts'
 
+/** Of the names of snapshots that are taken for agents. */
+export const STREAM_SNAPSHOT_PREFIX = 'stream-'
 /** Maps whose size is remembered: a map is large, and is read for that alone. */
 const SIZES_MAX = 1000
 
@@ -82,7 +84,7 @@ export class DiskStates {
     const cvd = await startCvd(name, { home: this.#home, signal })
     if (!existsSync(this.#home.overlayDirectory(cvd.id, cvd.overlay!))) return { map: cvd.baseMap!, snapshot: await this.#snapshotOf(name, cvd.baseMap!) }
     // It is kept: an agent that was away goes on with it, whatever has been written since.
-    const snapshot = `stream-${snapshotName()}-${randomBytes(2).toString('hex')}`
+    const snapshot = `${STREAM_SNAPSHOT_PREFIX}${snapshotName()}-${randomBytes(2).toString('hex')}`
     const state = await settledState(this.#home, { cvd: name, name: snapshot, signal })
     return { map: state.map, snapshot: state.snapshot ?? await this.#snapshotOf(name, state.map) }
   }
