@@ -30,7 +30,7 @@ export interface FillRun {
   /** Reads after the mark until the disk was complete, and those of them that found all there. */
   readsOfDay: number
   readsLocal: number
-  /** Of the latter while the disk filled, and of the same when it was complete, ms. */
+  /** Of the latter while the disk filled, and, if they were made again, of the same when it was complete, ms. */
   fillLatencyMs: number[]
   completeLatencyMs: number[]
   /** From the mark until all had come. */
@@ -44,9 +44,11 @@ export interface FillOptions {
   /** Is copied: it learns. */
   home: string
   line: LineSetting
+  /** Whether to read once more from the complete disk. */
+  again: boolean
 }
 
-export async function measureFill({ recordings: { day, rawFile }, home: from, line: setting }: FillOptions): Promise<FillRun> {
+export async function measureFill({ recordings: { day, rawFile }, home: from, line: setting, again }: FillOptions): Promise<FillRun> {
   using scratch = new ScratchDirectory('fill')
   const home = scratch.join('home')
   execute('cp', ['-a', from, home])
@@ -93,15 +95,19 @@ export async function measureFill({ recordings: { day, rawFile }, home: from, li
   })
   const missesOfDay = counter.counts.misses - missesOfBoot
   const { fillMs, fillBytes } = await whenFilled
-  await until(scratch.join('varve-agent'), ['complete'])
-  const latencies: number[] = []
-  await replay(reads.slice(0, readsOfDay), {
-    read: async (read, index) => {
-      await guest.isLocal(read)
-      latencies[index] = await guest.read(read)
-    },
-  })
-  return { missesOfBoot, missesOfDay, readsOfDay, readsLocal: local.length, fillLatencyMs, completeLatencyMs: local.map((index) => latencies[index]), fillMs, fillBytes }
+  const readWhenComplete = async (): Promise<number[]> => {
+    await until(scratch.join('varve-agent'), ['complete'])
+    const latencies: number[] = []
+    await replay(reads.slice(0, readsOfDay), {
+      read: async (read, index) => {
+        await guest.isLocal(read)
+        latencies[index] = await guest.read(read)
+      },
+    })
+    return local.map((index) => latencies[index])
+  }
+  const completeLatencyMs = again ? await readWhenComplete() : []
+  return { missesOfBoot, missesOfDay, readsOfDay, readsLocal: local.length, fillLatencyMs, completeLatencyMs, fillMs, fillBytes }
 }
 
 /** Reads as a guest, of an agent; each is compared with the disk. */

@@ -124,7 +124,7 @@ test('a small storm of agents and of clients, and a fill, read what they must fr
   const clients = await measureStorm({ recordings, home, count: 2 })
   assert.equal(clients.boots.length, 2)
 
-  const run = await measureFill({ recordings, home, line })
+  const run = await measureFill({ recordings, home, line, again: true })
   assert.ok(run.readsOfDay <= reads.length)
   assert.equal(run.fillLatencyMs.length, run.readsLocal)
   assert.equal(run.completeLatencyMs.length, run.readsLocal)
