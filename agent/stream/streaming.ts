@@ -36,7 +36,7 @@ const FILL_CHUNKS_MAX = 2048
 const CHUNK_BYTES_TYPICAL = 24 << 10
 /** Requests that are under way. */
 const FILL_REQUESTS = 2
-/** A boot that uses nothing new for so long pauses. */
+/** A boot that uses nothing of the boot set for the first time for so long pauses, or is over. */
 const BOOT_PAUSE_MS = 3000
 const BOOT_LOOK_MS = 200
 /** One that takes longer has to share. */
@@ -153,8 +153,11 @@ export class Streaming implements AsyncDisposable {
   #phase: StreamPhase = 'boot set'
   #error: string | null = null
   #bootSet: number[] = []
+  #bootUses: ReadonlySet<number> = new Set()
   #verified = { verifiedBytes: 0, unverifiableBytes: 0 }
   #filledBytes = 0
+  /** Since when the fill gives way to a guest that boots. */
+  #gaveWayMs: number | undefined
   #durable: Promise<void> | undefined
   /** Resolves when the target is complete and verified, or cannot be so. */
   readonly ended: Promise<StreamStatus>
@@ -303,6 +306,7 @@ export class Streaming implements AsyncDisposable {
     this.#phase = 'boot set'
     const { bootSet, order } = await this.#lists()
     this.#bootSet = bootSet
+    this.#bootUses = new Set(bootSet)
     await this.#fetchAll(bootSet, Priority.BOOT)
     this.#phase = 'fill'
     await Promise.all([this.#makeZeroes(), this.#fetchRest(order)])
@@ -364,13 +368,22 @@ export class Streaming implements AsyncDisposable {
 
   /** While a guest boots, nothing takes the line but what it waits for, and the processor neither. */
   async #whileBooting(): Promise<void> {
-    const beganMs = performance.now()
-    for (;;) {
-      const { boot, firstUseMs } = this.#recorder
+    while (this.#isBooting()) {
       const now = performance.now()
-      if (boot === undefined || firstUseMs === undefined || now - firstUseMs > BOOT_PAUSE_MS || now - beganMs > BOOT_MS_MAX) return
+      this.#gaveWayMs ??= now
+      if (now - this.#gaveWayMs > BOOT_MS_MAX) return
       await sleep(BOOT_LOOK_MS, undefined, { signal: this.#stop.signal })
     }
+  }
+
+  /** True if the guest has just used something of the boot set for the first time. What is new besides is work, unless nothing is known of the boot. */
+  #isBooting(): boolean {
+    const { boot, firstUseMs } = this.#recorder
+    if (boot === undefined || firstUseMs === undefined) return false
+    const { chunks, timesMs } = boot
+    const pauseMs = timesMs[timesMs.length - 1] + performance.now() - firstUseMs - BOOT_PAUSE_MS
+    for (let last = chunks.length - 1; last >= 0 && timesMs[last] >= pauseMs; last--) if (this.#bootUses.size === 0 || this.#bootUses.has(chunks[last])) return true
+    return false
   }
 
   /** As many as the line carries in half a second: what is asked for is not much more than what is on its way. */

@@ -102,12 +102,12 @@ async function bootAgent(storm: AgentStorm, { identity, index, reads, disk }: { 
   const startMs = performance.now()
   const cvd = storm.cvds[index]
   const log = pino({ level: 'silent' })
-  const { target, fetcher } = await beginTarget({ cvd, path: path.join(storm.directory, cvd), server: { url: new URL(storm.lineUrl) }, identity, overwrite: false, log })
-  await using streaming = await Streaming.start({ target, fetcher, cvd, nbd: [`unix:${path.join(storm.directory, `${cvd}.sock`)}`], log })
+  const begun = await beginTarget({ cvd, path: path.join(storm.directory, cvd), server: { url: new URL(storm.lineUrl) }, identity, overwrite: false, log })
+  await using streaming = await Streaming.start({ ...begun, cvd, nbd: [`unix:${path.join(storm.directory, `${cvd}.sock`)}`], log })
   await using client = await NbdClient.connect(streaming.nbdAddresses[0], { exportName: cvd })
   await replay(reads, { read: (read) => disk.read(client, read) })
   const ms = performance.now() - startMs
-  const { receivedBytes, misses } = fetcher.figures
+  const { receivedBytes, misses } = streaming.status().server
   return { ms, receivedBytes, misses }
 }
 
