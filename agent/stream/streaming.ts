@@ -30,13 +30,12 @@ import { BLOCK_BYTES, Target } from './target.ts'
 export const MISS_MS_MAX = 60_000
 /** Chunks of one request. */
 const BOOT_CHUNKS = 16_384
-const FILL_CHUNKS_MIN = 64
 const FILL_CHUNKS_MAX = 2048
-/** On the line. */
-const CHUNK_BYTES_TYPICAL = 24 << 10
+/** Of their content. */
+const FILL_BYTES_MIN = 1 << 20
 /** Requests that are under way. */
 const FILL_REQUESTS = 2
-/** A boot that uses nothing new for so long pauses. */
+/** A boot that uses next to nothing of the boot set for the first time for so long pauses, or is over. */
 const BOOT_PAUSE_MS = 3000
 const BOOT_LOOK_MS = 200
 /** One that takes longer has to share. */
@@ -155,6 +154,7 @@ export class Streaming implements AsyncDisposable {
   #phase: StreamPhase = 'boot set'
   #error: string | null = null
   #bootSet: number[] = []
+  #bootUses: ReadonlySet<number> = new Set()
   #verified = { verifiedBytes: 0, unverifiableBytes: 0 }
   #filledBytes = 0
   /** Since when the fill gives way to a guest that boots. */
@@ -302,6 +302,7 @@ export class Streaming implements AsyncDisposable {
     // As the server has them now.
     const info = await this.#fetcher.opened(this.#stop.signal)
     this.#bootSet = await this.#list(info.bootSet)
+    this.#bootUses = new Set(this.#bootSet)
     await this.#fetchAll(this.#bootSet, Priority.BOOT)
     this.#phase = 'fill'
     await Promise.all([this.#makeZeroes(), this.#list(info.order).then((order) => this.#fetchRest(order))])
@@ -338,9 +339,13 @@ export class Streaming implements AsyncDisposable {
     const { map } = this.#target
     for (let at = 0; at < chunks.length;) {
       if (priority === Priority.FILL) await this.#whileBooting()
-      const chunksAtOnce = priority === Priority.BOOT ? BOOT_CHUNKS : this.#fillChunks()
+      const [chunksMax, bytesMax] = priority === Priority.BOOT ? [BOOT_CHUNKS, Infinity] : [FILL_CHUNKS_MAX, this.#fillBytes()]
       const batch: number[] = []
-      for (; at < chunks.length && batch.length < chunksAtOnce; at++) if (this.#disk.needs(chunks[at])) batch.push(chunks[at])
+      for (let bytes = 0; at < chunks.length && batch.length < chunksMax && bytes < bytesMax; at++) {
+        if (!this.#disk.needs(chunks[at])) continue
+        batch.push(chunks[at])
+        bytes += map.chunkBytes[chunks[at]]
+      }
       if (batch.length === 0) break
       const request: Promise<void> = this.#fetcher.want(batch.map((chunk) => map.chunkDigest(chunk)), (index, content) => this.#install(batch[index], content), { priority, signal: this.#stop.signal })
         .catch((error: unknown) => {
@@ -357,19 +362,29 @@ export class Streaming implements AsyncDisposable {
 
   /** While a guest boots, nothing takes the line but what it waits for, and the processor neither. */
   async #whileBooting(): Promise<void> {
-    for (;;) {
-      const { boot, firstUseMs } = this.#recorder
+    while (this.#isBooting()) {
       const now = performance.now()
-      if (boot === undefined || firstUseMs === undefined || now - firstUseMs > BOOT_PAUSE_MS) return
       this.#gaveWayMs ??= now
       if (now - this.#gaveWayMs > BOOT_MS_MAX) return
       await sleep(BOOT_LOOK_MS, undefined, { signal: this.#stop.signal })
     }
   }
 
-  /** As many as the line carries in half a second: what is asked for is not much more than what is on its way. */
-  #fillChunks(): number {
-    return Math.max(FILL_CHUNKS_MIN, Math.min(FILL_CHUNKS_MAX, Math.round(this.#fetcher.figures.lineBytesPerSecond / 2 / CHUNK_BYTES_TYPICAL)))
+  /** True if the guest uses the boot set as fast as a boot does. What it uses besides is work, unless nothing is known of the boot. */
+  #isBooting(): boolean {
+    const { boot, firstUseMs } = this.#recorder
+    if (boot === undefined || firstUseMs === undefined) return false
+    const { chunks, timesMs } = boot
+    const pauseMs = timesMs[timesMs.length - 1] + performance.now() - firstUseMs - BOOT_PAUSE_MS
+    // In a boot of the longest kind, of each pause.
+    let left = Math.max(1, this.#bootUses.size * BOOT_PAUSE_MS / BOOT_MS_MAX)
+    for (let last = chunks.length - 1; last >= 0 && timesMs[last] >= pauseMs; last--) if ((this.#bootUses.size === 0 || this.#bootUses.has(chunks[last])) && --left <= 0) return true
+    return false
+  }
+
+  /** Content of a request: what the line carries in a second, or compressed in half of one, however small its chunks are: not much more than what is on its way. */
+  #fillBytes(): number {
+    return Math.max(FILL_BYTES_MIN, this.#fetcher.figures.lineBytesPerSecond)
   }
 
   #install(chunk: number, content: Uint8Array): void {

@@ -15,7 +15,7 @@ import { VarveProcess } from './varve-process.ts'
 export const MARK = 'varve-bench: the default target is reached'
 export const CVD = 'boot'
 /** Stacks the same layers, and is what the boot set is learned from. */
-const TAUGHT_CVD = 'taught'
+export const TAUGHT_CVD = 'taught'
 /** Stacks the system that was built independently. */
 const OTHER_CVD = 'other'
 
@@ -31,6 +31,18 @@ export const IMAGES = {
     target: 'graphical.target',
     ready: 'until pidof xfce4-panel; do sleep 0.2; done',
     display: ['-vga', 'std'],
+  },
+  /** What people work with on a console. */
+  workstation: {
+    packages: [
+      'aspell', 'aspell-en', 'bc', 'curl', 'ffmpeg', 'file', 'gcc', 'gdb', 'ghostscript', 'git', 'gnuplot-nox', 'graphviz', 'groff', 'imagemagick', 'jq', 'less', 'libc6-dev', 'libwww-perl',
+      'lua5.4', 'make', 'man-db', 'mc', 'nodejs', 'openssl', 'perl', 'php-cli', 'poppler-utils', 'python3', 'python3-numpy', 'python3-pygments', 'r-base-core', 'rsync', 'ruby', 'sqlite3', 'tcl', 'units', 'vim', 'wamerican', 'xz-utils', 'zip',
+    ],
+    kernel: 'linux-image-cloud-amd64',
+    memoryMiB: 1024,
+    target: 'multi-user.target',
+    ready: 'true',
+    display: [],
   },
 } as const
 export type ImageName = keyof typeof IMAGES
@@ -101,7 +113,7 @@ export async function prepareImages(directory: string, image: ImageName): Promis
 }
 
 /** @returns its directory; only a finished tree has the name */
-function tree(directory: string, image: ImageName): string {
+export function tree(directory: string, image: ImageName): string {
   if (existsSync(directory)) return directory
   const building = `${directory}.building`
   rmSync(building, { recursive: true, force: true })
@@ -134,7 +146,7 @@ function logInByItself(root: string): void {
  * Makes a copy of a home, and boots a CVD in it while its boot is recorded.
  * @returns how many chunks it used
  */
-async function teach(home: string, to: string, cvd: string, image: ImageName): Promise<number> {
+export async function teach(home: string, to: string, cvd: string, image: ImageName): Promise<number> {
   rmSync(to, { recursive: true, force: true })
   execute('cp', ['-a', home, to])
   const socket = `${to}.sock`
