@@ -35,8 +35,11 @@ const FILL_CHUNKS_MAX = 2048
 const FILL_BYTES_MIN = 1 << 20
 /** Requests that are under way. */
 const FILL_REQUESTS = 2
-/** A boot that uses next to nothing of the boot set for the first time for so long pauses, or is over. */
+/** A boot that has used so much of the boot set, and next to nothing of the rest for so long, is over. */
+const BOOT_SHARE_MOST = 0.8
 const BOOT_PAUSE_MS = 3000
+/** One that uses nothing of it for so long before is taken for none: it may be slow for want of what a fill would take. */
+const BOOT_STALL_MS = 20_000
 const BOOT_LOOK_MS = 200
 /** One that takes longer has to share. */
 const BOOT_MS_MAX = 300_000
@@ -370,16 +373,18 @@ export class Streaming implements AsyncDisposable {
     }
   }
 
-  /** True if the guest uses the boot set as fast as a boot does. What it uses besides is work, unless nothing is known of the boot. */
+  /** True until the guest has gone through the boot set, or as good as stopped to. What it uses besides is work, unless nothing is known of the boot. */
   #isBooting(): boolean {
     const { boot, firstUseMs } = this.#recorder
     if (boot === undefined || firstUseMs === undefined) return false
     const { chunks, timesMs } = boot
-    const pauseMs = timesMs[timesMs.length - 1] + performance.now() - firstUseMs - BOOT_PAUSE_MS
-    // In a boot of the longest kind, of each pause.
-    let left = Math.max(1, this.#bootUses.size * BOOT_PAUSE_MS / BOOT_MS_MAX)
-    for (let last = chunks.length - 1; last >= 0 && timesMs[last] >= pauseMs; last--) if ((this.#bootUses.size === 0 || this.#bootUses.has(chunks[last])) && --left <= 0) return true
-    return false
+    const known = this.#bootUses.size
+    const uses = [...timesMs].filter((_, index) => known === 0 || this.#bootUses.has(chunks[index]))
+    const isNearEnd = uses.length >= known * BOOT_SHARE_MOST
+    // Near the end, as many as a boot of the longest kind uses in a pause: a stray use of the rest is none.
+    const lately = uses.at(isNearEnd ? -Math.max(1, Math.ceil(known * BOOT_PAUSE_MS / BOOT_MS_MAX)) : -1)
+    const nowMs = timesMs[timesMs.length - 1] + performance.now() - firstUseMs
+    return lately !== undefined && nowMs - lately < (isNearEnd ? BOOT_PAUSE_MS : BOOT_STALL_MS)
   }
 
   /** Content of a request: what the line carries in a second, or compressed in half of one, however small its chunks are: not much more than what is on its way. */

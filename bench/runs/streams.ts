@@ -65,7 +65,7 @@ export async function run(): Promise<BenchResult> {
       'the guest was emulated when it was recorded, several times slower than a real one: its think times are long, and a line matters less, than on hardware',
       `the fill has a line of ${THIN.megabitsPerSecond} Mbit/s and ${THIN.roundTripMs} ms there and back, agents of a site share one of ${SITE.megabitsPerSecond} Mbit/s and ${SITE.roundTripMs} ms; lines are a process's, lose nothing and have no slow start`,
       'a read is replayed after all whose answers the guest had when it asked for it: where two programs read at once, one may wait for the other that did not then',
-      'agent, clients, server and line share the processors of this machine; in a storm all clients, with their targets, are one process',
+      'guests, agents, server and line share the processors and the disk of this machine',
     ],
   }
 }

@@ -30,7 +30,7 @@ export const INVOCATIONS: readonly string[] = [
   'jq . /usr/share/nodejs/undici/package.json; jq -n "[range(100)] | add"',
   'find /usr/share -name "*.txt" -newer /etc/passwd',
   'git --version; git help -a',
-  'make -p -f /dev/null',
+  'make --version; make -p -f /dev/null || true',
   'convert -size 64x64 gradient:red-blue /tmp/a.png',
   'node -e "require(\'crypto\').createHash(\'sha256\'); require(\'zlib\'); require(\'http\')"',
   'tar -cf - /usr/share/perl5 | xz -0 | wc -c',

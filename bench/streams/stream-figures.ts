@@ -52,7 +52,7 @@ export interface StormRuns {
 
 export function stormFigures({ name, single, storm, line }: StormRuns): Figure[] {
   const slowestMs = Math.max(...storm.boots.map(({ ms }) => ms))
-  const bytes = storm.boots.reduce((sum, boot) => sum + boot.receivedBytes, 0)
+  const bytes = storm.boots.reduce((sum, { agent }) => sum + (agent?.receivedBytes ?? 0), 0)
   const lineMs = line === undefined ? 0 : (bytes * 8) / (line.megabitsPerSecond * 1e3)
   const singleMs = single.boots[0].ms
   const one = (what: string, unit: string, value: number, oursMax?: number): Figure => figure({ name: `${name}: ${what}`, unit, ours: [value], moreIsBetter: false, oursMax })
@@ -63,8 +63,8 @@ export function stormFigures({ name, single, storm, line }: StormRuns): Figure[]
     ...(line === undefined ? [] : [
       one('bytes of all over the rate of the line', 's', lineMs / 1000),
       // Each chunk comes to an agent once: the one that has the most of them has all that were stored.
-      one('read from the disk of the server, over what is stored of what came', 'x', storm.originReadBytes / Math.max(...storm.boots.map(({ receivedBytes }) => receivedBytes)), 1.1),
-      one('misses of the slowest', '', storm.boots.reduce((a, b) => (a.ms > b.ms ? a : b)).misses),
+      one('read from the disk of the server, over what is stored of what came', 'x', storm.originReadBytes / Math.max(...storm.boots.map(({ agent }) => agent!.receivedBytes)), 1.1),
+      one('misses of the slowest', '', storm.boots.reduce((a, b) => (a.ms > b.ms ? a : b)).agent!.misses),
     ]),
     one('read from the disk of the server', 'MiB', storm.originReadBytes / 2 ** 20),
     one('read from the disk of the server for a single one', 'MiB', single.originReadBytes / 2 ** 20),

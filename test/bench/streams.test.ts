@@ -90,7 +90,7 @@ test('figures of fills and storms carry the goals of streaming', () => {
   const line = { megabitsPerSecond: 20, roundTripMs: 40 }
   const fills = fillFigures({ heat: run, diskOrder: { ...run, missesOfDay: 40, fillBytes: 12_500_000 }, line }).filter(({ goal }) => goal !== null)
   assert.deepEqual(fills.map(({ ours, met }) => [ours.median, met]), [[0.25, false], [1.1, true], [96, true], [50, false]])
-  const boot = { ms: 1000, receivedBytes: 100 << 20, misses: 0 }
+  const boot = { ms: 1000, agent: { receivedBytes: 100 << 20, misses: 0 } }
   const storm = { boots: [boot, { ...boot, ms: 2000 }], originReadBytes: 120 << 20 }
   const [slowest] = stormFigures({ name: 'two', single: { boots: [boot], originReadBytes: 0 }, storm, line: { megabitsPerSecond: 1000, roundTripMs: 2 } })
   assert.equal(slowest.met, true, 'two times 100 MiB take 1.7 s of the line')
@@ -120,7 +120,7 @@ test('a small storm of agents and of clients, and a fill, read what they must fr
 
   const agents = await measureStorm({ recordings, home, count: 2, line })
   assert.equal(agents.boots.length, 2)
-  for (const { receivedBytes } of agents.boots) assert.ok(receivedBytes > 0)
+  for (const { agent } of agents.boots) assert.ok(agent!.receivedBytes > 0)
   const clients = await measureStorm({ recordings, home, count: 2 })
   assert.equal(clients.boots.length, 2)
 

@@ -42,6 +42,7 @@ test('what a guest uses after its boot does not keep the target from filling, ho
   await using guest = await NbdClient.connect(nbd, { exportName: 'desk' })
   await guest.read(map.starts[second], 1)
   peer.cut()
+  await guest.read(map.starts[first], 1)
   const fills = (): boolean => peer.asked.some(({ priority }) => priority === Priority.FILL)
   while (streaming.status().phase === 'boot set') await sleep(10)
   assert.ok(!fills(), `seed ${seed}: the fill gives way to the boot`)
