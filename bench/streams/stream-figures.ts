@@ -66,7 +66,7 @@ export function stormFigures({ name, single, storm, line }: StormRuns): Figure[]
       one('read from the disk of the server, over what is stored of what came', 'x', storm.originReadBytes / Math.max(...storm.boots.map(({ agent }) => agent!.receivedBytes)), 1.1),
       one('misses of the slowest', '', storm.boots.reduce((a, b) => (a.ms > b.ms ? a : b)).agent!.misses),
     ]),
+    one('read from the disk of the server, over what is read for a single one', 'x', storm.originReadBytes / single.originReadBytes),
     one('read from the disk of the server', 'MiB', storm.originReadBytes / 2 ** 20),
-    one('read from the disk of the server for a single one', 'MiB', single.originReadBytes / 2 ** 20),
   ]
 }
