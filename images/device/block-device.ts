@@ -31,6 +31,15 @@ export interface DeviceView {
   release(): void
 }
 
+/** What readers of formats need of a disk or file: the part of a BlockDevice that does not change. */
+export interface ReadableDisk {
+  readonly sizeBytes: number
+  /** As BlockDevice. */
+  read(into: Uint8Array, offset: number): void | Promise<void>
+  /** As BlockDevice; without it, all is data. */
+  extents?(offset: number, length: number, most?: number): DeviceExtent[]
+}
+
 /**
  * Ranges are bytes; any offset and length inside the device is allowed, aligned or not. A range outside is the caller's bug: RangeError.
  * A call that completes at once returns undefined, otherwise a promise: servers await only promises, so that data at hand costs no turn of the event loop.

@@ -3,15 +3,10 @@
  * wrote last may be seen as it was before: good for what only hints at chunks, not for what must be exact.
  * Bytes: Documentation/filesystems/ext4 of Linux. All of them come from outside: guests write here.
  */
+import type { ReadableDisk } from '../../device/block-device.ts'
 import { VarveError } from '../../errors.ts'
 import { Kind } from '../../tree/tree.ts'
 import { FAST_SYMLINK_BYTES_MAX, INCOMPAT, INODE, INODE_FLAG, MODE_TYPE, ROOT_INODE } from './format.ts'
-
-/** What the reader needs of a disk. */
-export interface ReadableDisk {
-  readonly sizeBytes: number
-  read(into: Uint8Array, offset: number): void | Promise<void>
-}
 
 export interface Ext4Inode {
   number: number

@@ -1,0 +1,38 @@
+/**
+ * Disk images: the contract of the formats that hypervisors keep disks in. Each format is read by a function that gives the disk inside as a BlockDevice,
+ * and offered by one that computes the image of a disk: a BlockDevice too, whose bytes are those of the image file, none of them written anywhere.
+ */
+import type { BlockDevice, ReadableDisk } from '../device/block-device.ts'
+
+/** As qemu-img names them, but `vhd` for its `vpc`. */
+export const DISK_FORMATS = ['raw', 'vhd', 'vhdx', 'vmdk', 'qcow2'] as const
+export type DiskFormat = (typeof DISK_FORMATS)[number]
+
+/** Opens another file that an image names: its parent, its backing file, its extents. */
+export interface ImageFiles {
+  /**
+   * @param name as the image has it: absolute, or relative to the image
+   * @returns the file, owned by whoever asked, and how to open what it names
+   * @throws VarveError SOURCE_INVALID if it cannot be opened, or may not be
+   */
+  open(name: string): Promise<{ file: ReadableDisk & AsyncDisposable; files: ImageFiles }>
+}
+
+/** Longest chain of images over one another, the upper one included. */
+export const CHAIN_MAX = 256
+
+export interface OpenImageOptions {
+  /** Without it, an image that names another file is refused: SOURCE_UNSUPPORTED. */
+  files?: ImageFiles
+  /** Images above this one in a chain. */
+  depth?: number
+}
+
+/**
+ * Read-only disk inside an image; `extents` tells data, zero and hole as the format does, through all parents. It owns `file` once it was opened.
+ * @throws VarveError FORMAT_INVALID, FORMAT_UNSUPPORTED, LIMIT_EXCEEDED, SOURCE_INVALID, SOURCE_UNSUPPORTED
+ */
+export type OpenImage = (file: ReadableDisk & AsyncDisposable, options?: OpenImageOptions) => Promise<BlockDevice>
+
+/** Read-only file that holds `disk` in a format; the same disk gives the same bytes. It borrows the disk, which must not change. */
+export type ComputeImage = (disk: BlockDevice) => Promise<BlockDevice>
