@@ -20,6 +20,7 @@ const BUNDLE_PREFIX = 'bundle-'
 
 interface Newest {
   bundle: string
+  /** Their files relative to the checkout, which may have been copied or moved. */
   inputs: BundleInput[]
 }
 
@@ -45,7 +46,7 @@ function freshBundle(): string | undefined {
 }
 
 function isUnchanged({ file, sizeBytes, mtimeMs }: BundleInput): boolean {
-  const { size, mtimeMs: mtimeNowMs } = statSync(file)
+  const { size, mtimeMs: mtimeNowMs } = statSync(path.join(root, file))
   return size === sizeBytes && mtimeNowMs === mtimeMs
 }
 
@@ -56,7 +57,8 @@ async function makeBundle(): Promise<string> {
   try {
     const others = otherInputs.map(noted)
     const { bundleProgram } = await import('./bundle.ts')
-    const newest: Newest = { bundle: path.basename(directory), inputs: [...others, ...(await bundleProgram({ program, directory }))] }
+    const inputs = [...others, ...(await bundleProgram({ program, directory }))].map((input) => ({ ...input, file: path.relative(root, input.file) }))
+    const newest: Newest = { bundle: path.basename(directory), inputs }
     const text = path.join(directory, 'newest.json')
     writeFileSync(text, JSON.stringify(newest))
     renameSync(text, record)

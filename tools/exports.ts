@@ -8,7 +8,7 @@ import type { Logger } from 'pino'
 import { controlRequest } from '@varve/blockserver/control/client.ts'
 import type { ControlHandler, SnapshotAnswer } from '@varve/blockserver/control/protocol.ts'
 import { ControlServer } from '@varve/blockserver/control/server.ts'
-import type { ExportInfo, ExportSource, MetaContext, OpenedExport } from '@varve/blockserver/nbd/export.ts'
+import type { ExportInfo, ExportNames, ExportSource, MetaContext, OpenedExport } from '@varve/blockserver/nbd/export.ts'
 import { compose } from '@varve/composer/compose.ts'
 import { prepareRecipe } from '@varve/composer/prepare-recipe.ts'
 import type { BlockDevice } from '@varve/images/device/block-device.ts'
@@ -29,17 +29,12 @@ const LAYER_PREFIX = 'layer:'
 
 type Opened = Omit<OpenedExport, 'name'>
 
-export class HomeExports implements ExportSource {
+/** What the exports of a home are called. */
+export class HomeExportNames implements ExportNames {
   readonly #home: Home
-  readonly #log: Logger
-  readonly #cache: ChunkCache
-  readonly #disks = new Map<string, CvdDisk>()
 
-  /** @param cache borrowed, as the home */
-  constructor(home: Home, log: Logger, cache: ChunkCache) {
+  constructor(home: Home) {
     this.#home = home
-    this.#log = log
-    this.#cache = cache
   }
 
   async list(): Promise<ExportInfo[]> {
@@ -69,6 +64,21 @@ export class HomeExports implements ExportSource {
     const cvds = await this.#home.catalog.cvds()
     if (cvds.length !== 1) throw new VarveError('EXPORT_NOT_FOUND', `there are ${cvds.length} CVDs; name the one that is wanted`)
     return cvds[0].name
+  }
+}
+
+export class HomeExports extends HomeExportNames implements ExportSource {
+  readonly #home: Home
+  readonly #log: Logger
+  readonly #cache: ChunkCache
+  readonly #disks = new Map<string, CvdDisk>()
+
+  /** @param cache borrowed, as the home */
+  constructor(home: Home, log: Logger, cache: ChunkCache) {
+    super(home)
+    this.#home = home
+    this.#log = log
+    this.#cache = cache
   }
 
   /** A CVD, which writes: its overlay has one owner. */

@@ -2,12 +2,12 @@
  * The exports of a home as a server thread opens them: each thread has the home, its store and its catalog for itself; all share one cache of chunks.
  */
 import type { Logger } from 'pino'
-import type { ThreadSource } from '@varve/blockserver/nbd/server-thread.ts'
+import type { OpenNames, ThreadSource } from '@varve/blockserver/nbd/server-thread.ts'
 import type { ThreadExports } from '@varve/blockserver/nbd/thread-messages.ts'
 import { ChunkCache } from '@varve/images/device/chunk-cache.ts'
 import type { ChunkCacheMemory } from '@varve/images/device/chunk-cache.ts'
 import { Home } from '@varve/images/store/home.ts'
-import { HomeExports } from './exports.ts'
+import { HomeExportNames, HomeExports } from './exports.ts'
 
 interface ServedHome {
   directory: string
@@ -19,7 +19,13 @@ export function exportsOfHome(directory: string, cache: ChunkCache): ThreadExpor
   return { module: import.meta.url, data: { directory, cacheMemory: cache.memory } satisfies ServedHome }
 }
 
-/** Called in each thread. */
+/** Called in the thread that negotiates. */
+export const openNames: OpenNames = async (data) => {
+  const home = await Home.open((data as ServedHome).directory)
+  return { source: new HomeExportNames(home), [Symbol.asyncDispose]: () => home[Symbol.asyncDispose]() }
+}
+
+/** Called in each thread that serves. */
 export async function openExports(data: unknown, log: Logger, thread: number): Promise<ThreadSource> {
   const { directory, cacheMemory } = data as ServedHome
   const home = await Home.open(directory)

@@ -6,7 +6,7 @@ import type { ClientIdentity } from './access.ts'
 import { BusyLoop } from './busy-loop.ts'
 import { Connection, type ConnectionContext } from './connection.ts'
 import { watchEventLoopDelay } from '../event-loop-delay.ts'
-import type { ExportProvider } from './export.ts'
+import type { Destination, ExportProvider } from './export.ts'
 import type { HandshakeState } from './handshake.ts'
 import type { NbdLimits } from './limits.ts'
 import { MemoryBudget } from './memory-budget.ts'
@@ -35,13 +35,15 @@ const IDLE_WATCH_MS = 1000
 
 export interface ConnectionHostOptions {
   provider: ExportProvider
+  /** True if other threads serve: what asks for an export, or TLS, moves. */
+  negotiatesOnly?: boolean
   policy: Policy
   limits: NbdLimits
   log: Logger
   /** A connection has ended; called once for each that was taken, unless it moved. */
   ended(id: number): void
-  /** A connection asked for an export that another thread has. */
-  moved(arrival: Arrival, thread: number): void
+  /** A connection asked for what another thread has. */
+  moved(arrival: Arrival, to: Destination): void
 }
 
 export class ConnectionHost {
@@ -57,11 +59,12 @@ export class ConnectionHost {
   #draining: Promise<void> | undefined
 
   constructor(options: ConnectionHostOptions) {
-    const { provider, policy, limits, log } = options
+    const { provider, negotiatesOnly = false, policy, limits, log } = options
     const loop = new BusyLoop()
     this.#options = options
     this.#context = {
       provider,
+      negotiatesOnly,
       policy,
       limits,
       log,
@@ -83,7 +86,7 @@ export class ConnectionHost {
     void connection.finished.then((move) => {
       this.#connections.delete(connection)
       if (move === undefined) this.#options.ended(arrival.id)
-      else this.#options.moved(move.arrival, move.thread)
+      else this.#options.moved(move.arrival, move.to)
     })
   }
 

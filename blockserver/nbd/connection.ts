@@ -5,7 +5,7 @@ import type net from 'node:net'
 import type { Logger } from 'pino'
 import type { ClientIdentity } from './access.ts'
 import type { Arrival } from './connection-host.ts'
-import type { ExportProvider } from './export.ts'
+import type { Destination, ExportProvider } from './export.ts'
 import { HandshakeBroken, HandshakeMoves, type Negotiated, type TlsNegotiation, handshake } from './handshake.ts'
 import { HandshakeClock } from './handshake-clock.ts'
 import { HandshakeStream, StreamEnded } from './handshake-stream.ts'
@@ -30,6 +30,8 @@ export interface ConnectionContext {
   budget: MemoryBudget
   stopping(): boolean
   policy: Policy
+  /** True if other threads serve, and agree on TLS. */
+  negotiatesOnly: boolean
   /** Takes care of a relay until it has ended. */
   relayed(relay: TlsRelay): void
 }
@@ -37,7 +39,7 @@ export interface ConnectionContext {
 /** A connection that another thread is to go on with. */
 export interface Move {
   arrival: Arrival
-  thread: number
+  to: Destination
 }
 
 export class Connection {
@@ -150,7 +152,7 @@ export class Connection {
 
   #tlsNegotiation(): TlsNegotiation {
     const { tls: { mode }, access } = this.#policy
-    return { mode, reveals: access?.askIdentity === true, active: () => this.#secured, start: () => this.#startTls() }
+    return { mode, reveals: access?.askIdentity === true, elsewhere: this.#context.negotiatesOnly, active: () => this.#secured, start: () => this.#startTls() }
   }
 
   async #startTls(): Promise<void> {
@@ -174,7 +176,7 @@ export class Connection {
   }
 
   /** The socket goes with all that was read from it and not used. */
-  #move({ state, thread }: HandshakeMoves): Move | undefined {
+  #move({ state, to }: HandshakeMoves): Move | undefined {
     this.#transport.pause()
     const unread = Buffer.concat([state.unread, this.#stream.rest()])
     const fd = this.#closed || this.#peerEnded ? undefined : this.#giveAway()
@@ -184,7 +186,7 @@ export class Connection {
     }
     const { id } = this.#arrival
     const { msLeft } = this.#clock
-    return { arrival: { id, fd, client: this.#client, secured: this.#secured, handshake: { ...state, unread, msLeft } }, thread }
+    return { arrival: { id, fd, client: this.#client, secured: this.#secured, handshake: { ...state, unread, msLeft } }, to }
   }
 
   /** @returns a descriptor by which another thread goes on with the client; undefined if there can be none */

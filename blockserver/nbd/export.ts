@@ -44,29 +44,42 @@ export interface ServedExport extends ExportInfo, ExportAbilities {
   release(): Promise<void>
 }
 
-/** Another thread of the server has the export: the connection is to go there. */
-export class ExportElsewhere extends Error {
-  override name = 'ExportElsewhere'
-  readonly thread: number
+/** Which thread of a server a connection is to go on in. */
+export interface Destination {
+  /** Unless given, the one that has the export for itself; else the one with the fewest connections. */
+  thread?: number
+  /** Canonical name. */
+  exportName?: string
+}
 
-  constructor(name: string, thread: number) {
-    super(`thread ${thread} has export ${name}`)
-    this.thread = thread
+/** The connection is to go on in another thread of the server. */
+export class Elsewhere extends Error {
+  override name = 'Elsewhere'
+  readonly to: Destination
+
+  constructor(to: Destination) {
+    super('another thread goes on with the connection')
+    this.to = to
   }
 }
 
-export interface ExportProvider {
+/** What is known of exports without opening any. */
+export interface ExportNames {
   /** What NBD_OPT_LIST shows: canonical names. */
   list(): Promise<ExportInfo[]>
   /**
    * The one name of an export that may have several: `''` -> `desk`. That it has one does not say that there is such an export.
+   * Devices are shared by this name.
    * @param name as the client sent it; empty for the default export
    * @throws VarveError EXPORT_NOT_FOUND
    */
   canonicalName(name: string): string | Promise<string>
+}
+
+export interface ExportProvider extends ExportNames {
   /**
    * @param name canonical
-   * @throws VarveError EXPORT_NOT_FOUND, ExportElsewhere, or what opening the device throws
+   * @throws VarveError EXPORT_NOT_FOUND, Elsewhere, or what opening the device throws
    */
   open(name: string): Promise<ServedExport>
 }
@@ -77,10 +90,7 @@ export interface OpenedExport extends ExportInfo, ExportAbilities {
   close?(): Promise<void>
 }
 
-export interface ExportSource {
-  list(): Promise<ExportInfo[]>
-  /** As ExportProvider has it; devices are shared by this name. */
-  canonicalName(name: string): string | Promise<string>
+export interface ExportSource extends ExportNames {
   /** True for an export whose device one thread alone may have open; false unless given. @param name canonical */
   exclusive?(name: string): boolean
   /** @param name canonical. Not called again for it before the device that it returned is closed. */
@@ -94,6 +104,27 @@ export interface ExportOwners {
   /** @returns the thread that has the export; the one that asks, if none had it */
   acquire(name: string): Promise<number>
   release(name: string): void
+}
+
+/** Opens nothing: for a thread that negotiates until an export is asked for. */
+export class ExportsElsewhere implements ExportProvider {
+  readonly #names: ExportNames
+
+  constructor(names: ExportNames) {
+    this.#names = names
+  }
+
+  list(): Promise<ExportInfo[]> {
+    return this.#names.list()
+  }
+
+  canonicalName(name: string): string | Promise<string> {
+    return this.#names.canonicalName(name)
+  }
+
+  async open(exportName: string): Promise<never> {
+    throw new Elsewhere({ exportName })
+  }
 }
 
 interface SharedExport {
@@ -160,7 +191,7 @@ export class SharedExports implements ExportProvider {
     const owners = this.#source.exclusive?.(name) === true ? this.#owners : undefined
     if (owners === undefined) return this.#source.open(name)
     const thread = await owners.acquire(name)
-    if (thread !== owners.self) throw new ExportElsewhere(name, thread)
+    if (thread !== owners.self) throw new Elsewhere({ thread })
     try {
       const opened = await this.#source.open(name)
       const close = () => closeOpened(opened).finally(() => owners.release(name))

@@ -4,7 +4,7 @@
  */
 import { VarveError, isVarveError } from '@varve/images/errors.ts'
 import type { Allowance } from './access.ts'
-import { ExportElsewhere, type ExportProvider, type ServedExport } from './export.ts'
+import { type Destination, Elsewhere, type ExportProvider, type ServedExport } from './export.ts'
 import type { HandshakeStream } from './handshake-stream.ts'
 import { type NbdLimits, OPTIONS_MAX } from './limits.ts'
 import { type SelectedContext, listedContexts, offeredContexts, selectedContexts } from './meta-context.ts'
@@ -51,6 +51,8 @@ export interface TlsNegotiation {
   readonly reveals: boolean
   /** True once bytes go by TLS. */
   active(): boolean
+  /** True where it does not begin: the connection goes to another thread for it. */
+  readonly elsewhere: boolean
   /** All bytes from here on, both ways, go by TLS. Completes when the peer is known. @throws whatever kept TLS from being agreed on */
   start(): Promise<void>
 }
@@ -67,23 +69,23 @@ export interface HandshakeState {
   noZeroes: boolean
   framing: Framing
   selected: SelectedNames | undefined
-  /** Bytes of the peer from the option on that asked for the export. */
+  /** Bytes of the peer from the option on that another thread is to answer. */
   unread: Uint8Array
   /** Options, and milliseconds, that the peer may still take. */
   optionsLeft: number
   msLeft: number
 }
 
-/** The peer asked for an export that another thread has: the connection is to go there, and its negotiation goes on from `state`. */
+/** The peer asked for what another thread has: the connection is to go there, and its negotiation goes on from `state`. */
 export class HandshakeMoves extends Error {
   override name = 'HandshakeMoves'
-  readonly thread: number
+  readonly to: Destination
   /** Without what the stream holds, and the time. */
   readonly state: Omit<HandshakeState, 'msLeft'>
 
-  constructor(thread: number, state: Omit<HandshakeState, 'msLeft'>) {
-    super(`thread ${thread} has the export`)
-    this.thread = thread
+  constructor({ to, message }: Elsewhere, state: Omit<HandshakeState, 'msLeft'>) {
+    super(message)
+    this.to = to
     this.state = state
   }
 }
@@ -182,9 +184,9 @@ class OptionHaggling {
     try {
       return await (option === NBD_OPT_EXPORT_NAME ? this.#exportName(data) : this.#answer(option, data))
     } catch (error) {
-      if (error instanceof ExportElsewhere) {
+      if (error instanceof Elsewhere) {
         const state = { noZeroes: this.#noZeroes, framing: this.#framing, selected: this.#selected }
-        throw new HandshakeMoves(error.thread, { ...state, unread: Buffer.concat([header, data]), optionsLeft })
+        throw new HandshakeMoves(error, { ...state, unread: Buffer.concat([header, data]), optionsLeft })
       }
       if (!(error instanceof OptionError)) throw error
       // This option has no way to answer an error.
@@ -226,6 +228,7 @@ class OptionHaggling {
     if (tls.active()) throw new OptionError(NBD_REP_ERR_INVALID, 'TLS is active already')
     if (tls.mode === 'off') throw new OptionError(NBD_REP_ERR_POLICY, 'this server speaks no TLS')
     if (this.#stream.hasWaiting) throw new HandshakeBroken('bytes follow STARTTLS that are not TLS')
+    if (tls.elsewhere) throw new Elsewhere({})
     await this.#stream.write(optionReply(NBD_OPT_STARTTLS, NBD_REP_ACK))
     this.#framing = 'simple'
     this.#selected = undefined
@@ -337,7 +340,7 @@ class OptionHaggling {
       this.#opened = { name, served, readOnly: served.device.readOnly || allowance === 'read-only' }
       return this.#opened
     } catch (error) {
-      if (error instanceof ExportElsewhere) throw error
+      if (error instanceof Elsewhere) throw error
       if (isVarveError(error, 'EXPORT_NOT_FOUND', 'NOT_FOUND', 'NAME_INVALID')) throw this.#notFound(name)
       // What can be mended elsewhere, and is no secret: which CVD another server has.
       if (isVarveError(error, 'STORE_LOCKED')) throw new OptionError(NBD_REP_ERR_POLICY, error.message)

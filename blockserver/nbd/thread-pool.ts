@@ -1,12 +1,14 @@
 /**
- * Thread pool: the threads of an NBD server. A connection goes to the thread that has the fewest; one that asks for an export which another
- * thread has open for itself goes on there. A thread that dies is replaced; its clients lose their connections, and others notice nothing.
+ * Thread pool: the threads of an NBD server. One negotiates, with the processor time that the others leave: what strangers do costs those little who
+ * have an export. A connection that asks for an export goes on in the thread that has it open for itself, else in the one with the fewest.
+ * A thread that dies is replaced; its clients lose their connections, and others notice nothing.
  */
 import { closeSync } from 'node:fs'
 import { Worker } from 'node:worker_threads'
 import type { Logger } from 'pino'
 import type { Arrival } from './connection-host.ts'
 import type { NbdLimits } from './limits.ts'
+import type { Destination } from './export.ts'
 import { type MetricsSnapshot, NbdMetrics, mergeSnapshots, withoutGauges } from './metrics.ts'
 import type { SendablePolicy } from './policy.ts'
 import type { FromThread, ServerThreadData, ThreadExports, ThreadSettings, ToThread } from './thread-messages.ts'
@@ -17,7 +19,7 @@ const RESTART_MS = 1000
 const CLOSE_MS = 60_000
 
 export interface ThreadPoolOptions {
-  /** At least 1. */
+  /** That serve, at least 1. */
   count: number
   exports: ThreadExports
   policy: SendablePolicy
@@ -26,11 +28,13 @@ export interface ThreadPoolOptions {
   log: Logger
   /** A connection has ended. */
   ended(id: number): void
-  /** A thread has ended, in whatever way; its number may be given again from now on. */
+  /** A thread that serves has ended, in whatever way; its number may be given again from now on. */
   threadEnded?(thread: number): void
 }
 
 interface Member {
+  /** Undefined for the one that negotiates. */
+  readonly thread: number | undefined
   worker: Worker
   startedMs: number
   /** Connections that it has. */
@@ -41,7 +45,9 @@ interface Member {
 
 export class ThreadPool {
   readonly #options: ThreadPoolOptions
-  readonly #members: Member[] = []
+  readonly #negotiator: Member
+  /** Those that serve. */
+  readonly #members: Member[]
   /** Which thread has an exclusive export. */
   readonly #owners = new Map<string, number>()
   readonly #asked = new Map<number, (metrics: MetricsSnapshot) => void>()
@@ -56,26 +62,26 @@ export class ThreadPool {
     this.#options = options
     this.#policy = options.policy
     this.#limits = options.limits
-    for (let thread = 0; thread < options.count; thread++) this.#start(thread)
+    this.#members = Array.from({ length: options.count }, (_, thread) => this.#start(thread))
+    this.#negotiator = this.#start(undefined)
   }
 
-  /** For tests of what becomes of the others when one ends. */
+  /** Those that serve, then the one that negotiates: for tests of what becomes of the others when one ends. */
   get workers(): Worker[] {
-    return this.#members.map(({ worker }) => worker)
+    return this.#all.map(({ worker }) => worker)
   }
 
-  /** Hands a connection to the thread with the fewest. */
+  get #all(): Member[] {
+    return [...this.#members, this.#negotiator]
+  }
+
   take(arrival: Arrival): void {
-    let least = 0
-    for (let thread = 1; thread < this.#members.length; thread++) {
-      if (this.#members[thread].connections.size < this.#members[least].connections.size) least = thread
-    }
-    this.#hand(arrival, least)
+    this.#hand(arrival, this.#negotiator)
   }
 
   /** Sums of all threads; what a thread that died had counted since it was last asked is lost. */
   async metrics(): Promise<MetricsSnapshot> {
-    const asked = await Promise.all(this.#members.map((member) => this.#ask(member)))
+    const asked = await Promise.all(this.#all.map((member) => this.#ask(member)))
     return mergeSnapshots([this.#ended, ...asked.filter((metrics) => metrics !== undefined)])
   }
 
@@ -83,13 +89,13 @@ export class ThreadPool {
   reconfigure(limits: NbdLimits, policy: SendablePolicy): void {
     this.#limits = limits
     this.#policy = policy
-    for (const { worker } of this.#members) tell(worker, { type: 'reconfigure', settings: this.#threadSettings() })
+    for (const { worker } of this.#all) tell(worker, { type: 'reconfigure', settings: this.#threadSettings() })
   }
 
   /** Ends all threads when their connections are closed and their exports durable. */
   async drain(drainMs: number): Promise<void> {
     this.#draining = true
-    await Promise.all(this.#members.map(async ({ worker }) => {
+    await Promise.all(this.#all.map(async ({ worker }) => {
       if (worker.threadId < 0) return
       const ended = new Promise<void>((resolve) => worker.once('exit', () => resolve()))
       tell(worker, { type: 'drain', drainMs })
@@ -102,15 +108,22 @@ export class ThreadPool {
     }))
   }
 
-  #start(thread: number): void {
-    const { exports, log } = this.#options
-    const workerData: ServerThreadData = { thread, exports, settings: this.#threadSettings() }
-    const worker = new Worker(new URL(import.meta.resolve('./server-thread.ts')), { workerData, name: `nbd-${thread}` })
-    const member: Member = { worker, startedMs: performance.now(), connections: new Set() }
-    this.#members[thread] = member
-    worker.on('message', (message: FromThread) => this.#told(thread, message))
-    worker.on('error', (error) => log.error({ err: error, thread }, 'a server thread failed'))
-    worker.once('exit', (status) => this.#exited(thread, member, status))
+  #start(thread: number | undefined): Member {
+    const member: Member = { thread, worker: this.#newWorker(thread), startedMs: performance.now(), connections: new Set() }
+    this.#watch(member)
+    return member
+  }
+
+  #newWorker(thread: number | undefined): Worker {
+    const workerData: ServerThreadData = { thread, exports: this.#options.exports, settings: this.#threadSettings() }
+    return new Worker(new URL(import.meta.resolve('./server-thread.ts')), { workerData, name: `nbd-${thread ?? 'negotiation'}` })
+  }
+
+  #watch(member: Member): void {
+    const { worker, thread } = member
+    worker.on('message', (message: FromThread) => this.#told(member, message))
+    worker.on('error', (error) => this.#options.log.error({ err: error, thread }, 'a server thread failed'))
+    worker.once('exit', (status) => this.#exited(member, status))
   }
 
   #threadSettings(): ThreadSettings {
@@ -119,21 +132,26 @@ export class ThreadPool {
     return { limits, policy: this.#policy, logLevel: this.#options.log.level }
   }
 
-  #exited(thread: number, member: Member, status: number): void {
+  #exited(member: Member, status: number): void {
+    const { thread } = member
     for (const [name, owner] of this.#owners) if (owner === thread) this.#owners.delete(name)
     for (const id of member.connections) this.#options.ended(id)
     member.connections.clear()
     if (member.metrics !== undefined) this.#ended = mergeSnapshots([this.#ended, withoutGauges(member.metrics)])
     member.metrics = undefined
-    this.#options.threadEnded?.(thread)
+    if (thread !== undefined) this.#options.threadEnded?.(thread)
     if (this.#draining) return
     this.#options.log.error({ thread, status }, 'a server thread ended; its connections are lost, and another takes its place')
     // What is handed to it until then is lost, and its clients come again.
-    setTimeout(() => { if (!this.#draining) this.#start(thread) }, Math.max(0, member.startedMs + RESTART_MS - performance.now()))
+    setTimeout(() => {
+      if (this.#draining) return
+      member.worker = this.#newWorker(thread)
+      member.startedMs = performance.now()
+      this.#watch(member)
+    }, Math.max(0, member.startedMs + RESTART_MS - performance.now()))
   }
 
-  #told(thread: number, message: FromThread): void {
-    const member = this.#members[thread]
+  #told(member: Member, message: FromThread): void {
     switch (message.type) {
       case 'ended':
         member.connections.delete(message.id)
@@ -141,24 +159,29 @@ export class ThreadPool {
         return
       case 'moved':
         member.connections.delete(message.arrival.id)
-        this.#hand(message.arrival, message.thread)
+        this.#hand(message.arrival, this.#find(message.to))
         return
       case 'acquire': {
-        const owner = this.#owners.get(message.name) ?? thread
+        const owner = this.#owners.get(message.name) ?? member.thread!
         this.#owners.set(message.name, owner)
         tell(member.worker, { type: 'owner', request: message.request, thread: owner })
         return
       }
       case 'release':
-        if (this.#owners.get(message.name) === thread) this.#owners.delete(message.name)
+        if (this.#owners.get(message.name) === member.thread) this.#owners.delete(message.name)
         return
       case 'metrics':
         this.#asked.get(message.request)?.(message.metrics)
     }
   }
 
-  #hand(arrival: Arrival, thread: number): void {
-    const { worker, connections } = this.#members[thread]
+  #find({ thread, exportName }: Destination): Member {
+    const owner = thread ?? (exportName === undefined ? undefined : this.#owners.get(exportName))
+    if (owner !== undefined) return this.#members[owner]
+    return this.#members.reduce((least, member) => (member.connections.size < least.connections.size ? member : least))
+  }
+
+  #hand(arrival: Arrival, { worker, connections }: Member): void {
     if (worker.threadId < 0 || this.#draining) {
       closeSync(arrival.fd)
       this.#options.ended(arrival.id)

@@ -53,6 +53,16 @@ class Checkout extends ScratchDirectory {
   }
 }
 
+test('a copy of a checkout runs its own sources', () => {
+  using checkout = new Checkout()
+  assert.equal(checkout.run().stdout, 'one  found,found,found\n')
+  using copies = new ScratchDirectory('checkout-copy')
+  const copy = copies.join('copy')
+  cpSync(checkout.path, copy, { recursive: true, preserveTimestamps: true, verbatimSymlinks: true })
+  writeFileSync(path.join(copy, 'tools/parts/word.ts'), "export const word: string = 'other'")
+  assert.equal(spawnSync(path.join(copy, 'tools/varve'), [], { encoding: 'utf8', env: { ...process.env, NODE_COMPILE_CACHE: '' } }).stdout, 'other  found,found,found\n')
+})
+
 test('a checkout runs the bundle of its sources as they are, and modules find what is beside them', () => {
   using checkout = new Checkout()
   assert.equal(checkout.run('a', 'b').stdout, 'one a b found,found,found\n')

@@ -11,7 +11,7 @@ import { isVarveError, VarveError } from '@varve/images/errors.ts'
 import { type Home, packsDirectory } from '@varve/images/store/home.ts'
 import { CacheFiller } from '@varve/images/device/cache-filler.ts'
 import { ChunkCache } from '@varve/images/device/chunk-cache.ts'
-import { HomeExports } from '../exports.ts'
+import { HomeExportNames } from '../exports.ts'
 import { exportsOfHome } from '../served-exports.ts'
 import { tokenHash } from '../streaming/agent-token.ts'
 import { HomeStreams } from '../streaming/home-streams.ts'
@@ -30,8 +30,8 @@ const FIXED = [
 ] as const
 
 export class Service implements AsyncDisposable {
-  /** To list them; they are opened in the threads. */
-  readonly #exports: HomeExports
+  /** They are opened in the threads. */
+  readonly #exports: HomeExportNames
   readonly #cache: ChunkCache
   readonly #nbd: NbdServer
   readonly #home: Home
@@ -57,7 +57,7 @@ export class Service implements AsyncDisposable {
     const nbd = opened.use(await NbdServer.listen(listen, {
       threads, exports: exportsOfHome(home.directory, cache), threadEnded: (thread) => cache.threadEnded(thread), log, limits: settings.limits, ...policyOptions(settings),
     }))
-    const service = new Service(settings, { exports: new HomeExports(home, log, cache), cache, nbd, home, log })
+    const service = new Service(settings, { exports: new HomeExportNames(home), cache, nbd, home, log })
     opened.use(service.#streamed)
     opened.use(service.#streams)
     await service.#listenHttp()
@@ -65,7 +65,7 @@ export class Service implements AsyncDisposable {
     return service
   }
 
-  private constructor(settings: Settings, { exports, cache, nbd, home, log }: { exports: HomeExports; cache: ChunkCache; nbd: NbdServer; home: Home; log: Logger }) {
+  private constructor(settings: Settings, { exports, cache, nbd, home, log }: { exports: HomeExportNames; cache: ChunkCache; nbd: NbdServer; home: Home; log: Logger }) {
     this.#settings = settings
     this.#exports = exports
     this.#cache = cache

@@ -5,21 +5,28 @@
 import { appendFileSync, closeSync, openSync } from 'node:fs'
 import { threadId } from 'node:worker_threads'
 import { VarveError } from '@varve/images/errors.ts'
+import type { ExportNames } from '@varve/blockserver/nbd/export.ts'
 import { FileDevice } from '@varve/images/device/file-device.ts'
 import { tryLock } from '@varve/images/native/libc.ts'
-import type { OpenExports } from '@varve/blockserver/nbd/server-thread.ts'
+import type { OpenExports, OpenNames } from '@varve/blockserver/nbd/server-thread.ts'
 
 const NAMES = ['disk', 'other', 'more', 'read']
+
+const names: ExportNames = {
+  list: async () => NAMES.map((name) => ({ name, description: `the disk ${name}` })),
+  canonicalName(name) {
+    if (!NAMES.includes(name)) throw new VarveError('EXPORT_NOT_FOUND', `no export '${name}'`)
+    return name
+  },
+}
+
+export const openNames: OpenNames = async () => ({ source: names, [Symbol.asyncDispose]: async () => {} })
 
 export const openExports: OpenExports = async (data) => {
   const { directory } = data as { directory: string }
   return {
     source: {
-      list: async () => NAMES.map((name) => ({ name, description: `the disk ${name}` })),
-      canonicalName(name) {
-        if (!NAMES.includes(name)) throw new VarveError('EXPORT_NOT_FOUND', `no export '${name}'`)
-        return name
-      },
+      ...names,
       exclusive: (name) => name !== 'read',
       open: async (name) => {
         const description = `the disk ${name}`

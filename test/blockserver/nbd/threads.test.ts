@@ -138,6 +138,29 @@ test('a thread that dies takes only its own connections with it, and clients can
   for (const [index, client] of owners.entries()) if (index !== lost) await client.disconnect()
 })
 
+test('when the thread that negotiates dies, those that are served notice nothing, and clients come again', async () => {
+  await using threads = await Threads.start()
+  const client = await threads.connect('disk')
+  using stranger = await RawPeer.greeted(threads.address)
+  const negotiator = threads.server.pool!.workers.at(-1)!
+  const exited = once(negotiator, 'exit')
+  void negotiator.terminate()
+  await exited
+  await assert.rejects(stranger.read(1))
+  assert.equal((await client.read(0, 4096)).length, 4096)
+  for (;;) {
+    const later = await threads.connect('other').catch(() => undefined)
+    if (later === undefined) {
+      await sleep(20)
+      continue
+    }
+    assert.equal((await later.read(0, 4096)).length, 4096)
+    await later.disconnect()
+    break
+  }
+  await client.disconnect()
+})
+
 test('counters of a thread stay when it dies, gauges go; limits set anew reach every thread, and those that come', async () => {
   await using threads = await Threads.start()
   const clients = await Promise.all(Array.from({ length: THREADS }, () => threads.connect('read')))
