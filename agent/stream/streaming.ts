@@ -17,10 +17,11 @@ import { ReadRecorder } from '@varve/images/device/read-recorder.ts'
 import { UseWatch } from '@varve/images/device/use-watch.ts'
 import { isVarveError, VarveError } from '@varve/images/errors.ts'
 import { ChunkFetcher } from './chunk-fetcher.ts'
-import type { FetcherFigures } from './chunk-fetcher.ts'
+import type { FetcherFigures, WantOptions } from './chunk-fetcher.ts'
 import { fetchObject } from './remote-object.ts'
 import type { ServerAddress } from './server-socket.ts'
 import type { AgentIdentity } from './stream-connection.ts'
+import { Neighbours } from './neighbours.ts'
 import { Seeds } from './seeds.ts'
 import type { SeedReport } from './seeds.ts'
 import { StreamedDisk } from './streamed-disk.ts'
@@ -158,6 +159,9 @@ export class Streaming implements AsyncDisposable {
   #error: string | null = null
   #bootSet: number[] = []
   #bootUses: ReadonlySet<number> = new Set()
+  readonly #neighbours: Neighbours
+  /** Chunks that were asked for as neighbours, and are on their way. */
+  readonly #neighboursUnderWay = new Set<number>()
   #verified = { verifiedBytes: 0, unverifiableBytes: 0 }
   #filledBytes = 0
   /** Since when the fill gives way to a guest that boots. */
@@ -171,10 +175,15 @@ export class Streaming implements AsyncDisposable {
     const { target, fetcher, cvd, nbd, missMsMax = MISS_MS_MAX, objects = new Map<string, Promise<Uint8Array>>(), seeds = [], log = pino({ level: 'silent' }) } = options
     const { map } = target
     const recorder = new ReadRecorder(map)
+    let streaming: Streaming | undefined
     const disk: StreamedDisk = new StreamedDisk({
       target,
       noteRead: (offset, length) => recorder.note(offset, length),
-      want: (chunks) => fetcher.want(chunks.map((chunk) => map.chunkDigest(chunk)), (index, content) => disk.install(chunks[index], content), { priority: Priority.MISS, msMax: missMsMax }),
+      want: (chunks) => {
+        const came = fetcher.want(chunks.map((chunk) => map.chunkDigest(chunk)), (index, content) => disk.install(chunks[index], content), { priority: Priority.MISS, msMax: missMsMax })
+        if (streaming !== undefined) streaming.#fetchNeighbours(chunks)
+        return came
+      },
     })
     const served: Omit<ServedExport, 'release'> = { name: cvd, description: `${cvd}, as it comes to ${target.path}`, device: disk, contexts: [residentContext(disk)] }
     try {
@@ -189,7 +198,7 @@ export class Streaming implements AsyncDisposable {
           open: () => Promise.resolve({ ...served, release: () => Promise.resolve() }),
         },
       })
-      return new Streaming({ target, fetcher, disk, recorder, server, cvd, objects, seeds, log })
+      return (streaming = new Streaming({ target, fetcher, disk, recorder, server, cvd, objects, seeds, log }))
     } catch (error) {
       await fetcher[Symbol.asyncDispose]()
       await target[Symbol.asyncDispose]()
@@ -202,6 +211,7 @@ export class Streaming implements AsyncDisposable {
     this.#fetcher = fetcher
     this.#disk = disk
     this.#recorder = recorder
+    this.#neighbours = new Neighbours(target.map, disk.places)
     this.#nbd = server
     this.#cvd = cvd
     this.#objects = objects
@@ -211,7 +221,7 @@ export class Streaming implements AsyncDisposable {
     for (let chunk = 0; chunk < target.map.chunkCount; chunk++) this.#chunkOf.addFrom(words, chunk, target.map.chunkBytes[chunk])
     this.#uses.over(recorder, {
       boot: (chunks) => fetcher.report(AgentFrame.BOOT, encodeBoot(chunks)),
-      uses: ({ chunks, uses }) => fetcher.report(AgentFrame.HEAT, encodeHeat({ numbers: chunks, uses })),
+      uses: (chunks) => fetcher.report(AgentFrame.HEAT, encodeHeat(chunks)),
     })
     this.#seeds = new Seeds(disk, { chunkOf: this.#chunkOf, supplied: (chunk, content) => fetcher.supply(target.map.chunkDigest(chunk), content), signal: this.#stop.signal })
     this.#seeding = this.#takeSeeds(seeds)
@@ -308,7 +318,10 @@ export class Streaming implements AsyncDisposable {
     this.#bootUses = new Set(this.#bootSet)
     await this.#fetchAll(this.#bootSet, Priority.BOOT)
     this.#phase = 'fill'
-    await Promise.all([this.#makeZeroes(), this.#list(info.order).then((order) => this.#fetchRest(order))])
+    await Promise.all([this.#makeZeroes(), this.#list(info.order).then((order) => {
+      this.#neighbours.known = new Set(order)
+      return this.#fetchRest(order)
+    })])
   }
 
   async #fetchRest(order: readonly number[]): Promise<void> {
@@ -350,7 +363,7 @@ export class Streaming implements AsyncDisposable {
         bytes += map.chunkBytes[chunks[at]]
       }
       if (batch.length === 0) break
-      const request: Promise<void> = this.#fetcher.want(batch.map((chunk) => map.chunkDigest(chunk)), (index, content) => this.#install(batch[index], content), { priority, signal: this.#stop.signal })
+      const request: Promise<void> = this.#want(batch, { priority, signal: this.#stop.signal })
         .catch((error: unknown) => {
           this.#stop.signal.throwIfAborted()
           if (!isVarveError(error, 'CHUNK_MISSING', 'CHUNK_CORRUPT')) throw error
@@ -361,6 +374,21 @@ export class Streaming implements AsyncDisposable {
       if (underWay.size >= FILL_REQUESTS) await Promise.race(underWay)
     }
     await Promise.all(underWay)
+  }
+
+  /** What is likely wanted next comes before the fill; but for what was missed of the boot set, which is on its way as it is. */
+  #fetchNeighbours(missed: readonly number[]): void {
+    const chunks = new Set(missed.filter((chunk) => !this.#bootUses.has(chunk)).flatMap((chunk) => this.#neighbours.of(chunk)))
+    const wanted = [...chunks].filter((chunk) => !this.#neighboursUnderWay.has(chunk) && this.#disk.needs(chunk))
+    for (const chunk of wanted) this.#neighboursUnderWay.add(chunk)
+    this.#want(wanted, { priority: Priority.BOOT, signal: this.#stop.signal })
+      // What does not come as a neighbour comes with the fill, or is missed.
+      .catch(() => {})
+      .finally(() => { for (const chunk of wanted) this.#neighboursUnderWay.delete(chunk) })
+  }
+
+  #want(chunks: readonly number[], options: WantOptions): Promise<void> {
+    return this.#fetcher.want(chunks.map((chunk) => this.#target.map.chunkDigest(chunk)), (index, content) => this.#install(chunks[index], content), options)
   }
 
   /** While a guest boots, nothing takes the line but what it waits for, and the processor neither. */

@@ -154,7 +154,7 @@ async function teachHeat(home: string, to: string, days: readonly Recording[]): 
         }
         recorder.note(offset, length)
       }
-      await recordHeat(opened, baseMap!, recorder.takeUses())
+      await recordHeat(opened, baseMap!, recorder.takeUsed())
     }
   }
   renameSync(building, to)

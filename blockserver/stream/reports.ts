@@ -7,28 +7,16 @@ import { VarveError } from '@varve/images/errors.ts'
 const VARINT_BYTES_MAX = 5
 const UINT32_MAX = 2 ** 32 - 1
 
-export interface HeatReport {
-  /** Ascending. */
-  numbers: Uint32Array
-  uses: Uint32Array
-}
-
-/** @param payload behind the digest @throws VarveError PROTOCOL_INVALID */
-export function decodeHeat(payload: Uint8Array, chunkCount: number): HeatReport {
-  const values = varints(payload)
-  if (values.length % 2 !== 0) throw invalid('HEAT', 'a number without its uses')
-  const numbers = new Uint32Array(values.length / 2)
-  const uses = new Uint32Array(values.length / 2)
+/** @param payload behind the digest @returns numbers of chunks, ascending @throws VarveError PROTOCOL_INVALID */
+export function decodeHeat(payload: Uint8Array, chunkCount: number): Uint32Array {
+  const steps = varints(payload)
   let number = 0
-  for (let index = 0; index < numbers.length; index++) {
-    const step = values[2 * index]
+  return steps.map((step, index) => {
     if (index > 0 && step === 0) throw invalid('HEAT', `chunk ${number} twice`)
     number += step
     if (number >= chunkCount) throw invalid('HEAT', `chunk ${number} of ${chunkCount}`)
-    numbers[index] = number
-    uses[index] = values[2 * index + 1]
-  }
-  return { numbers, uses }
+    return number
+  })
 }
 
 /** @param payload behind the digest @throws VarveError PROTOCOL_INVALID */
@@ -43,13 +31,8 @@ export function decodeBoot(payload: Uint8Array, chunkCount: number): Uint32Array
 }
 
 /** Behind the digest. @param numbers ascending */
-export function encodeHeat({ numbers, uses }: HeatReport): Uint8Array {
-  const values = new Uint32Array(numbers.length * 2)
-  for (let index = 0; index < numbers.length; index++) {
-    values[2 * index] = index === 0 ? numbers[0] : numbers[index] - numbers[index - 1]
-    values[2 * index + 1] = uses[index]
-  }
-  return encodeVarints(values)
+export function encodeHeat(numbers: Uint32Array): Uint8Array {
+  return encodeVarints(numbers.map((number, index) => (index === 0 ? number : number - numbers[index - 1])))
 }
 
 /** Behind the digest. */

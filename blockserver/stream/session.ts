@@ -258,8 +258,8 @@ function recordOf(type: number, payload: Buffer, disk: StreamDisk): () => Promis
     const numbers = decodeBoot(payload, disk.chunkCount)
     return () => disk.recordBoot(numbers)
   }
-  const { numbers, uses } = decodeHeat(payload, disk.chunkCount)
-  return () => disk.recordHeat(numbers, uses)
+  const numbers = decodeHeat(payload, disk.chunkCount)
+  return () => disk.recordHeat(numbers)
 }
 
 /** @throws VarveError PROTOCOL_INVALID */

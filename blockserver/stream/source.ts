@@ -42,7 +42,7 @@ export interface StreamDisk {
   order: Digest | null
   /** @param numbers of chunks, each once, in the order of their first use */
   recordBoot(numbers: Uint32Array): Promise<void>
-  /** @param numbers of chunks, ascending @param uses of each, since the last report */
-  recordHeat(numbers: Uint32Array, uses: Uint32Array): Promise<void>
+  /** @param numbers of chunks that were used since the last report, ascending */
+  recordHeat(numbers: Uint32Array): Promise<void>
   close(): Promise<void>
 }

@@ -1,5 +1,5 @@
 /**
- * Heat: how often chunks are used, where older uses count less: half as much for each HALF_LIFE_MS that has passed. Bytes: docs/formats/heat.md
+ * Heat: in how many reports chunks were used, where older ones count less: half as much for each HALF_LIFE_MS that has passed. Bytes: docs/formats/heat.md
  */
 import { DIGEST_BYTES, digestToHex } from './digest.ts'
 import type { Digest } from './digest.ts'
@@ -30,14 +30,14 @@ export class Heat {
 
   static readonly none = new Heat(0, [])
 
-  /** With more uses. @param timeMs of now; a clock that went back counts as standing still */
-  with(uses: Iterable<{ digest: Digest; uses: number }>, timeMs: number): Heat {
+  /** With another report. @param used chunks, each once @param timeMs of now; a clock that went back counts as standing still */
+  with(used: Iterable<Digest>, timeMs: number): Heat {
     const now = Math.max(timeMs, this.timeMs)
     const share = 2 ** ((this.timeMs - now) / HALF_LIFE_MS)
     const values = new Map([...this.values].map(([key, value]) => [key, value * share]))
-    for (const { digest, uses: count } of uses) {
+    for (const digest of used) {
       const key = digestToHex(digest)
-      values.set(key, (values.get(key) ?? 0) + count)
+      values.set(key, (values.get(key) ?? 0) + 1)
     }
     return new Heat(now, values)
   }

@@ -1,15 +1,15 @@
 /**
- * ReadRecorder: notes which chunks of a disk's block map are read: each chunk's first use, in order, while a boot is recorded, and how often chunks
- * are used, where they are many from a sample of the reads.
+ * ReadRecorder: notes which chunks of a disk's block map are read: each chunk's first use, in order, while a boot is recorded, and which chunks are
+ * used at all between one report and the next, where reads are many from a sample of them.
  */
 import type { BlockMap } from '../blockmap/block-map.ts'
 import { SPECIAL_MIN } from '../blockmap/extent-columns.ts'
 
 /** First uses that are noted of one boot; the rest of a longer one is not. */
 export const BOOT_CHUNKS_MAX = 1 << 18
-/** Of a reader that is faster than READS_EACH_TURN, one read in so many is counted, for all that it stands for. */
+/** Of a reader that is faster than READS_EACH_TURN, one read in so many is looked at. */
 export const READS_PER_SAMPLE = 16
-/** So many reads are counted one by one until the next `turn`: more than a person's machine reads in a second, and nothing beside what a fast reader costs. */
+/** So many reads are all looked at until the next `turn`: more than a person's machine reads in a second, and nothing beside what a fast reader costs. */
 export const READS_EACH_TURN = 2000
 
 /** What one boot first used, in order. */
@@ -22,25 +22,17 @@ export interface BootRecord {
   cut: boolean
 }
 
-/** How often chunks were used, as far as samples tell. */
-export interface ChunkUses {
-  /** Numbers of chunks of the map, ascending. */
-  chunks: Uint32Array
-  /** By place in `chunks`: reads. */
-  uses: Uint32Array
-}
-
 export class ReadRecorder {
   readonly map: BlockMap
   #boot: BootNotes | undefined
   #left = READS_EACH_TURN
   #untilSample = READS_PER_SAMPLE
-  readonly #uses: Uint32Array
-  #used = false
+  /** By chunk: 1 if it was used since that was last taken. */
+  readonly #used: Uint8Array
 
   constructor(map: BlockMap) {
     this.map = map
-    this.#uses = new Uint32Array(map.chunkCount)
+    this.#used = new Uint8Array(map.chunkCount)
   }
 
   /** Notes first uses from now on, as of a boot that begins. */
@@ -65,20 +57,12 @@ export class ReadRecorder {
     return record
   }
 
-  /** What was counted since it was last taken. */
-  takeUses(): ChunkUses {
+  /** Numbers of the chunks that were used since they were last taken, ascending. */
+  takeUsed(): Uint32Array {
     const chunks: number[] = []
-    const uses: number[] = []
-    if (this.#used) {
-      for (let chunk = 0; chunk < this.#uses.length; chunk++) {
-        if (this.#uses[chunk] === 0) continue
-        chunks.push(chunk)
-        uses.push(this.#uses[chunk])
-      }
-      this.#uses.fill(0)
-      this.#used = false
-    }
-    return { chunks: Uint32Array.from(chunks), uses: Uint32Array.from(uses) }
+    for (let chunk = this.#used.indexOf(1); chunk >= 0; chunk = this.#used.indexOf(1, chunk + 1)) chunks.push(chunk)
+    this.#used.fill(0)
+    return Uint32Array.from(chunks)
   }
 
   /** A second has passed, or so. */
@@ -88,28 +72,26 @@ export class ReadRecorder {
 
   /** @param offset inside the disk: the device has checked it */
   note(offset: number, length: number): void {
-    const weight = this.#weight()
-    if ((weight === 0 && this.#boot === undefined) || length === 0) return
+    const isLookedAt = this.#isLookedAt()
+    if ((!isLookedAt && this.#boot === undefined) || length === 0) return
     const { starts, refs } = this.map
     const end = offset + length
     for (let index = this.map.indexAt(offset); index < starts.length && starts[index] < end; index++) {
       const chunk = refs[index]
       if (chunk >= SPECIAL_MIN) continue
       this.#boot?.note(chunk)
-      this.#uses[chunk] += weight
+      if (isLookedAt) this.#used[chunk] = 1
     }
-    if (weight > 0) this.#used = true
   }
 
-  /** How many reads the next one stands for. */
-  #weight(): number {
+  #isLookedAt(): boolean {
     if (this.#left > 0) {
       this.#left--
-      return 1
+      return true
     }
-    if (--this.#untilSample > 0) return 0
+    if (--this.#untilSample > 0) return false
     this.#untilSample = READS_PER_SAMPLE
-    return READS_PER_SAMPLE
+    return true
   }
 }
 

@@ -1,8 +1,8 @@
 /**
- * UseWatch: tells what is read of a disk: its boot, from the first read until the mark, and from then on, now and then, how often chunks are used.
+ * UseWatch: tells what is read of a disk: its boot, from the first read until the mark, and from then on, now and then, which chunks are used.
  * The mark is a quiet period: nothing is used for the first time any more. All that it does beside reads is done by a timer.
  */
-import type { ChunkUses, ReadRecorder } from './read-recorder.ts'
+import type { ReadRecorder } from './read-recorder.ts'
 
 /** A boot pauses less than this, ms. */
 const QUIET_MS = 15_000
@@ -16,7 +16,8 @@ const USES_EACH_MS = 300_000
 export interface UseListener {
   /** @param chunks numbers of its map, in the order of their first use */
   boot: (chunks: Uint32Array) => void
-  uses: (uses: ChunkUses) => void
+  /** @param chunks numbers of those that were used since it was last told, ascending */
+  uses: (chunks: Uint32Array) => void
 }
 
 interface WatchedDisk extends UseListener {
@@ -73,6 +74,6 @@ export class UseWatch implements Disposable {
 }
 
 function tellUses({ recorder, uses }: WatchedDisk): void {
-  const taken = recorder.takeUses()
-  if (taken.chunks.length > 0) uses(taken)
+  const chunks = recorder.takeUsed()
+  if (chunks.length > 0) uses(chunks)
 }

@@ -14,7 +14,6 @@ import { encodeChunkList } from '@varve/images/chunk/chunk-list.ts'
 import { DIGEST_BYTES } from '@varve/images/chunk/digest.ts'
 import type { Digest } from '@varve/images/chunk/digest.ts'
 import { Heat } from '@varve/images/chunk/heat.ts'
-import type { ChunkUses } from '@varve/images/device/read-recorder.ts'
 import { isVarveError } from '@varve/images/errors.ts'
 import type { Home } from '@varve/images/store/home.ts'
 import { parseCvdName } from '@varve/images/store/names.ts'
@@ -85,24 +84,23 @@ export async function learnFromReport(home: Home, { mapDigest, chunks }: Omit<Bo
 
 /**
  * Adds to what is known of how often chunks are used: by this CVD, if the disk is one's, and by all.
- * @param uses numbers of chunks of the map, and how often each was used since the last report
+ * @param chunks numbers of the map's that were used since the last report: how often does not matter, since a machine keeps what it has read
  */
-export async function recordHeat(home: Home, mapDigest: Digest, { chunks, uses }: ChunkUses): Promise<void> {
+export async function recordHeat(home: Home, mapDigest: Digest, chunks: Uint32Array): Promise<void> {
   using _lease = home.store.lease()
   const stack = await home.catalog.stackOfMap(mapDigest)
   if (stack === undefined || chunks.length === 0) return
   const map = await readMap(home, mapDigest)
-  const found: { digest: Digest; uses: number }[] = []
-  for (let index = 0; index < chunks.length; index++) if (chunks[index] < map.chunkCount) found.push({ digest: map.chunkDigest(chunks[index]), uses: uses[index] })
+  const found = [...chunks].filter((chunk) => chunk < map.chunkCount).map((chunk) => map.chunkDigest(chunk))
   const now = Date.now()
   for (const key of [...(stack.cvd === undefined ? [] : [cvdKey(stack.cvd.id)]), FLEET]) await addHeat(home, key, found, now)
 }
 
-async function addHeat(home: Home, key: string, uses: readonly { digest: Digest; uses: number }[], now: number): Promise<void> {
+async function addHeat(home: Home, key: string, used: readonly Digest[], now: number): Promise<void> {
   for (;;) {
     const before = await home.catalog.object(HEAT_KIND, key)
     await using writer = home.store.writer()
-    const digest = putObject(writer, (await readHeat(home, before)).with(uses, now).encode())
+    const digest = putObject(writer, (await readHeat(home, before)).with(used, now).encode())
     await writer.commit()
     if (await home.catalog.replaceObject(HEAT_KIND, key, { before, digest })) return
   }

@@ -34,7 +34,7 @@ export class DiskLearning implements AsyncDisposable {
       boot: (chunks) => this.#learn('a boot', async () => {
         if (await recordBoot(home, map, chunks)) log.info({ export: name, chunks: chunks.length }, 'learned from a boot')
       }),
-      uses: (uses) => this.#learn('uses', () => recordHeat(home, map, uses)),
+      uses: (chunks) => this.#learn('uses', () => recordHeat(home, map, chunks)),
     })
     return recording
   }

@@ -24,7 +24,7 @@ parentPort!.on('message', (question: DiskQuestion) => {
 async function answer(question: Extract<DiskQuestion, { type: 'state' | 'heat' }>, signal: AbortSignal): Promise<void> {
   const { id } = question
   try {
-    const state = question.type === 'state' ? await states.of(question.name, { map: question.map, signal }) : await recordHeat(home, question.map, question.uses)
+    const state = question.type === 'state' ? await states.of(question.name, { map: question.map, signal }) : await recordHeat(home, question.map, question.chunks)
     tell({ id, state: state ?? undefined })
   } catch (error) {
     tell({ id, error: isVarveError(error) ? { code: error.code, message: error.message } : { message: String((error as Error).stack) } })

@@ -3,13 +3,12 @@
  */
 import { Worker } from 'node:worker_threads'
 import type { Digest } from '@varve/images/chunk/digest.ts'
-import type { ChunkUses } from '@varve/images/device/read-recorder.ts'
 import { type ErrorCode, VarveError } from '@varve/images/errors.ts'
 import type { DiskState, StateOptions } from './disk-states.ts'
 
 export type DiskQuestion =
   | { type: 'state'; id: number; name: string; map: Digest | undefined }
-  | { type: 'heat'; id: number; map: Digest; uses: ChunkUses }
+  | { type: 'heat'; id: number; map: Digest; chunks: Uint32Array }
   | { type: 'abort'; id: number }
   | { type: 'end' }
 
@@ -57,8 +56,8 @@ export class DiskWorker implements AsyncDisposable {
     }
   }
 
-  async recordHeat(map: Digest, uses: ChunkUses): Promise<void> {
-    await this.#ask({ type: 'heat', id: ++this.#lastId, map, uses })
+  async recordHeat(map: Digest, chunks: Uint32Array): Promise<void> {
+    await this.#ask({ type: 'heat', id: ++this.#lastId, map, chunks })
   }
 
   #ask(question: Extract<DiskQuestion, { id: number }>): Promise<DiskState | undefined> {

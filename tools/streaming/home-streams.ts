@@ -58,7 +58,7 @@ export class HomeStreams implements StreamSource, AsyncDisposable {
       return {
         ...state,
         recordBoot: async (numbers) => void (await recordBoot(this.#home, state.map, numbers)),
-        recordHeat: (chunks, uses) => this.#worker.recordHeat(state.map, { chunks, uses }),
+        recordHeat: (chunks) => this.#worker.recordHeat(state.map, chunks),
         close: async () => lease.release(),
       }
     } catch (error) {

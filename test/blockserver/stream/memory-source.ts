@@ -19,7 +19,7 @@ export class MemorySource implements StreamSource {
   /** Digests in the order in which they were read. */
   readonly read: string[] = []
   readonly boots: number[][] = []
-  readonly heat: [numbers: number[], uses: number[]][] = []
+  readonly heat: number[][] = []
   disksOpen = 0
   /** What reads wait for, and the recording of reports. */
   hold: Promise<unknown> | undefined
@@ -63,7 +63,7 @@ export class MemorySource implements StreamSource {
       bootSet: null,
       order: digestOf(Buffer.from('order')),
       recordBoot: (numbers) => this.#record(() => this.boots.push([...numbers])),
-      recordHeat: (numbers, uses) => this.#record(() => this.heat.push([[...numbers], [...uses]])),
+      recordHeat: (numbers) => this.#record(() => this.heat.push([...numbers])),
       close: async () => void this.disksOpen--,
     }
   }

@@ -11,7 +11,7 @@ test('reports of any bytes are understood or refused', () => {
   for (let round = 0; round < 5000; round++) {
     const bytes = random.bytes(random.below(20)).map((byte) => random.chance(0.7) ? byte & 0x7f : byte)
     const chunkCount = random.pick([0, 1, 100, 20_000, 2 ** 24])
-    for (const decode of [decodeBoot, (payload: Uint8Array, count: number) => decodeHeat(payload, count).numbers]) {
+    for (const decode of [decodeBoot, decodeHeat]) {
       try {
         for (const number of decode(bytes, chunkCount)) assert.ok(number < chunkCount)
         understood++

@@ -265,15 +265,15 @@ test('reports about the disk that was opened are taken, of another are ignored, 
   agent.send(AgentFrame.BOOT, map, Buffer.from([1]))
   await agent.openDisk('desk')
   agent.send(AgentFrame.BOOT, map, Buffer.from([5, 3, 0xe7, 0x07, 0]))
-  agent.send(AgentFrame.HEAT, map, Buffer.from([2, 1, 3, 0x80, 0x02, 1, 0]))
-  agent.send(AgentFrame.HEAT, digestOf(Buffer.from('other')), Buffer.from([2, 1]))
+  agent.send(AgentFrame.HEAT, map, Buffer.from([2, 3, 0x80, 0x02]))
+  agent.send(AgentFrame.HEAT, digestOf(Buffer.from('other')), Buffer.from([2]))
   agent.send(AgentFrame.HEAT, map)
   await agent.settled()
   assert.deepEqual(serving.source.boots, [[5, 3, 999, 0]])
-  assert.deepEqual(serving.source.heat, [[[2, 5, 6], [1, 256, 0]], [[], []]])
+  assert.deepEqual(serving.source.heat, [[2, 5, 261], []])
   for (const [type, bytes] of [
     [AgentFrame.BOOT, [0xe8, 0x07]], [AgentFrame.BOOT, [1, 2, 1]], [AgentFrame.BOOT, [0x80]], [AgentFrame.BOOT, [0x80, 0]], [AgentFrame.BOOT, [0xff, 0xff, 0xff, 0xff, 0xff, 1]],
-    [AgentFrame.HEAT, [1]], [AgentFrame.HEAT, [1, 1, 0, 1]], [AgentFrame.HEAT, [0xe7, 0x07, 1, 1, 1]], [AgentFrame.HEAT, [1, 0xff, 0xff, 0xff, 0xff, 0x1f]],
+    [AgentFrame.HEAT, [1, 0]], [AgentFrame.HEAT, [0xe7, 0x07, 1]], [AgentFrame.HEAT, [1, 0x80]], [AgentFrame.HEAT, [1, 0xff, 0xff, 0xff, 0xff, 0x1f]],
   ] as const) {
     using wrong = await serving.open()
     await wrong.openDisk('desk')

@@ -94,7 +94,7 @@ describe('HomeStreams', () => {
     for (let at = 0; at < listed.length; at += 32) assert.ok(chunks.has(digestToHex(listed.subarray(at, at + 32))))
     await disk.recordBoot(new Uint32Array([0]))
     const last = map.chunkCount - 1
-    await disk.recordHeat(new Uint32Array([last]), new Uint32Array([5]))
+    await disk.recordHeat(new Uint32Array([last]))
     await disk.close()
     const again = await streamed.streams.openDisk('desk', { agent, signal })
     assert.ok(again.order !== null)
