@@ -4,8 +4,8 @@
  */
 import type { BlockDevice, ReadableDisk } from '../../device/block-device.ts'
 import { PiecewiseDevice } from '../../device/piecewise-device.ts'
-import type { Piece } from '../../device/piecewise-device.ts'
 import { VarveError } from '../../errors.ts'
+import { PLACE, blockDisk } from '../block-disk.ts'
 import type { OpenImageOptions } from '../disk-image.ts'
 import { openParent, pathOfUrl, pathOfWindows } from '../parent-image.ts'
 import { SectorBitmaps } from '../sector-bitmaps.ts'
@@ -17,8 +17,6 @@ const ENTRIES_MAX = 1 << 22
 const BLOCK_BYTES_MAX = 256 << 20
 /** Of a parent locator: the longest path of Windows, in UTF-16. */
 const LOCATOR_BYTES_MAX = 64 << 10
-/** Blocks without data that one piece may join. */
-const BLOCKS_JOINED_MAX = 1 << 16
 
 type OwnedFile = ReadableDisk & AsyncDisposable
 
@@ -76,28 +74,10 @@ async function dynamicDisk(file: OwnedFile, footer: VhdFooter, options: OpenImag
   await bitmaps.load(file, bitmapPlaces(table), bitmapBytes)
   await using opened = new AsyncDisposableStack()
   const parent = footer.type === DISK_TYPE.differencing ? opened.use(await parentDisk(file, header, options)) : undefined
-
-  const below = (offset: number, length: number): Piece => {
-    if (parent === undefined || offset >= parent.sizeBytes) return { length, at: 0, type: 'hole' }
-    return { length: Math.min(length, parent.sizeBytes - offset), source: parent, at: offset }
-  }
-  const locate = (offset: number, length: number): Piece => {
-    const block = Math.floor(offset / blockBytes)
-    const from = offset - block * blockBytes
-    if (table[block] === UNUSED) {
-      let end = block + 1
-      while (end * blockBytes < offset + length && end - block < BLOCKS_JOINED_MAX && table[end] === UNUSED) end++
-      return below(offset, Math.min(length, end * blockBytes - offset))
-    }
-    const inBlock = Math.min(length, blockBytes - from)
-    const sector = Math.floor(from / SECTOR_BYTES)
-    const { present, count } = bitmaps.run(block, sector, Math.ceil((from + inBlock) / SECTOR_BYTES) - sector)
-    const alike = Math.min(inBlock, (sector + count) * SECTOR_BYTES - from)
-    return present ? { length: alike, source: file, at: table[block] * SECTOR_BYTES + bitmapBytes + from, type: 'data' } : below(offset, alike)
-  }
+  const placeOf = (block: number): number => (table[block] === UNUSED ? PLACE.below : table[block] * SECTOR_BYTES + bitmapBytes)
   const parts = opened.move()
   parts.use(file)
-  return new PiecewiseDevice({ sizeBytes, locate, close: () => parts.disposeAsync() })
+  return blockDisk({ file, sizeBytes, blockBytes, sectorBytes: SECTOR_BYTES, placeOf, bitmaps, parent, close: () => parts.disposeAsync() })
 }
 
 /** The block allocation table: first sector of each block's bitmap. */
