@@ -64,7 +64,7 @@ export class PiecewiseDevice implements BlockDevice {
       }
     } catch (error) {
       if (awaited.length === 0) throw error
-      awaited.push(Promise.reject(error))
+      awaited.push(Promise.reject(error as Error))
     }
     if (awaited.length === 0) return
     return settled(awaited).then(() => (done < into.length ? this.#read(into, offset, done) : undefined))
