@@ -5,9 +5,12 @@ import { openExfat } from './exfat/reader.ts'
 import { isFat } from './fat/boot-sector.ts'
 import { openFat } from './fat/reader.ts'
 import type { VolumeFilesystem } from './filesystem.ts'
+import { isNtfs } from './ntfs/boot-sector.ts'
+import { openNtfs } from './ntfs/filesystem.ts'
 
 /** In this order: FAT, which has no magic number of its own, comes last. `has` reads little. */
 const FILESYSTEMS: readonly { has: (volume: ReadableDisk) => Promise<boolean>; open: (volume: ReadableDisk) => Promise<VolumeFilesystem> }[] = [
+  { has: isNtfs, open: openNtfs },
   { has: hasExfatBoot, open: openExfat },
   { has: isFat, open: openFat },
 ]
