@@ -6,13 +6,13 @@ import { openExt4 } from './ext4/filesystem.ts'
 import { isFat } from './fat/boot-sector.ts'
 import { openFat } from './fat/reader.ts'
 import type { VolumeFilesystem } from './filesystem.ts'
-import { BOOT_SECTOR_BYTES, isNtfs } from './ntfs/boot-sector.ts'
+import { isNtfs } from './ntfs/boot-sector.ts'
 import { openNtfs } from './ntfs/filesystem.ts'
 
 /** In this order: the first two say whose boot sector it is, FAT is known by all of its own, and what ext4 has may stand in a table of FAT by chance. */
 const FILESYSTEMS: readonly { has: (volume: ReadableDisk) => Promise<boolean>; open: (volume: ReadableDisk) => Promise<VolumeFilesystem> }[] = [
   { has: hasExfatBoot, open: openExfat },
-  { has: async (volume) => isNtfs(await head(volume, BOOT_SECTOR_BYTES)), open: openNtfs },
+  { has: isNtfs, open: openNtfs },
   { has: isFat, open: openFat },
   { has: hasExt4Magic, open: openExt4 },
 ]
@@ -30,13 +30,8 @@ export async function openFilesystem(volume: ReadableDisk): Promise<VolumeFilesy
 }
 
 async function hasExt4Magic(volume: ReadableDisk): Promise<boolean> {
-  const bytes = await head(volume, EXT4_MAGIC_OFFSET + 2)
-  return bytes.length > EXT4_MAGIC_OFFSET && bytes.readUInt16LE(EXT4_MAGIC_OFFSET) === EXT4_MAGIC
-}
-
-/** The first bytes of a volume; nothing if it has not so many. */
-async function head(volume: ReadableDisk, length: number): Promise<Buffer> {
-  const bytes = Buffer.alloc(volume.sizeBytes < length ? 0 : length)
-  if (bytes.length > 0) await volume.read(bytes, 0)
-  return bytes
+  const magic = Buffer.alloc(2)
+  if (volume.sizeBytes < EXT4_MAGIC_OFFSET + magic.length) return false
+  await volume.read(magic, EXT4_MAGIC_OFFSET)
+  return magic.readUInt16LE(0) === EXT4_MAGIC
 }
