@@ -7,7 +7,6 @@ import type { ReadableDisk } from '../../device/block-device.ts'
 import { VarveError } from '../../errors.ts'
 import { Kind } from '../../tree/tree.ts'
 import type { Xattr } from '../../tree/tree.ts'
-import { Recent } from '../ext4/recent.ts'
 import type { DirectoryEntry, FileExtent, FileNode, Timestamp, VolumeFilesystem, VolumeRange } from '../filesystem.ts'
 import { CachedDisk } from '../ntfs/cached-disk.ts'
 import { decodeName, encodeName, isPossibleName } from '../ntfs/names.ts'
@@ -15,6 +14,7 @@ import type { ClusterRun, ClusterTable } from './cluster-table.ts'
 import { Attribute, DIRECTORY_ENTRY_BYTES } from './directory.ts'
 import { FIRST_CLUSTER } from './geometry.ts'
 import { PagedBits } from './paged-bits.ts'
+import { RecentlyUsed } from './recently-used.ts'
 
 export interface ClusterShape {
   volume: ReadableDisk
@@ -74,10 +74,9 @@ interface Directory {
 
 /** No directory entry stands in the boot sector. */
 export const ROOT_ID = 1
-/** Files and directories whose extents and names are kept, and how many of all of them. */
-const FILES_KEPT_MAX = 1 << 14
+/** Extents that are kept, of all files; one that has none counts as one. */
 const EXTENTS_KEPT_MAX = 1 << 17
-const DIRECTORIES_KEPT_MAX = 1 << 12
+/** Names that are kept, of all directories, likewise. */
 const NAMES_KEPT_MAX = 1 << 17
 /** Directories are read in pieces of so many bytes. */
 const PIECE_BYTES = 64 << 10
@@ -100,8 +99,8 @@ export abstract class ClusterFilesystem implements VolumeFilesystem {
   readonly #given = new PagedBits()
   readonly #claimed = new PagedBits()
   readonly #claimants = new PagedBits()
-  readonly #extents = new Recent<readonly FileExtent[]>({ entriesMax: FILES_KEPT_MAX, weightMax: EXTENTS_KEPT_MAX })
-  readonly #directories = new Recent<Directory>({ entriesMax: DIRECTORIES_KEPT_MAX, weightMax: NAMES_KEPT_MAX })
+  readonly #extents = new RecentlyUsed<readonly FileExtent[]>(EXTENTS_KEPT_MAX)
+  readonly #directories = new RecentlyUsed<Directory>(NAMES_KEPT_MAX)
 
   protected constructor({ volume, sizeBytes, clusterBytes, heapOffset, table }: ClusterShape) {
     this.#volume = volume
@@ -173,7 +172,7 @@ export abstract class ClusterFilesystem implements VolumeFilesystem {
     if (extents === undefined) {
       const { content } = await this.#file(file)
       extents = await this.place(file, content, `the file at ${file * DIRECTORY_ENTRY_BYTES}`)
-      this.#extents.keep(file, extents, extents.length)
+      this.#extents.set(file, extents, extents.length + 1)
     }
     return extents
   }
@@ -269,7 +268,7 @@ export abstract class ClusterFilesystem implements VolumeFilesystem {
       if (!byFold.has(fold)) byFold.set(fold, entry)
     }
     const directory = { entries, byName, byFold }
-    this.#directories.keep(id, directory, entries.length)
+    this.#directories.set(id, directory, entries.length + 1)
     return directory
   }
 

@@ -4,8 +4,8 @@
  */
 import type { ReadableDisk } from '../../device/block-device.ts'
 import { VarveError } from '../../errors.ts'
-import { Recent } from '../ext4/recent.ts'
 import { FIRST_CLUSTER } from './geometry.ts'
+import { RecentlyUsed } from './recently-used.ts'
 
 export interface ClusterTableShape {
   /** Of its first entry on the volume, bytes. */
@@ -35,7 +35,7 @@ export class ClusterTable {
   readonly end: number
   readonly #volume: ReadableDisk
   readonly #shape: ClusterTableShape
-  readonly #pages = new Recent<Uint32Array>({ entriesMax: PAGES_MAX, weightMax: PAGES_MAX })
+  readonly #pages = new RecentlyUsed<Uint32Array>(PAGES_MAX)
   /** An entry that says that its cluster is bad; greater ones end a chain. */
   readonly #bad: number
 
@@ -116,7 +116,7 @@ export class ClusterTable {
 
   async #page(number: number): Promise<Uint32Array> {
     let page = this.#pages.get(number)
-    if (page === undefined) this.#pages.keep(number, page = await this.#load(number), 1)
+    if (page === undefined) this.#pages.set(number, page = await this.#load(number))
     return page
   }
 
