@@ -27,7 +27,7 @@ export interface OpenImageOptions {
   files?: ImageFiles
   /** Images above this one in a chain. */
   depth?: number
-  /** Internal snapshot that is read instead of the disk as it is now, by id or name; formats that have none refuse it: FORMAT_UNSUPPORTED. */
+  /** Internal snapshot that is read instead of the disk as it is now, by id or name; only qcow2 has such. */
   snapshot?: string
   /** Is told, in a line, what is wrong with an image that is read nevertheless. */
   warn?: (message: string) => void

@@ -10,6 +10,7 @@ import { LocalImageFiles, openLocalFile } from './local-image-files.ts'
 import { openQcow2 } from './qcow2/reader.ts'
 import { openRaw } from './raw.ts'
 import { endsAsVhd, openVhd } from './vhd/open-vhd.ts'
+import { openVhdx } from './vhdx/open-vhdx.ts'
 import { isVmdk } from './vmdk/descriptor.ts'
 import { openVmdk } from './vmdk/reader.ts'
 
@@ -54,6 +55,7 @@ export async function openImage(path: string, { format, allow = [], snapshot, wa
   try {
     const files = LocalImageFiles.around(dirname(path), { allow, identity })
     const found = format ?? (await detectFormat(file))
+    if (snapshot !== undefined && found !== 'qcow2') throw new VarveError('FORMAT_UNSUPPORTED', `an image of format ${found} has no snapshots inside; ${JSON.stringify(snapshot)} was asked for`)
     const disk = await OPENERS[found](file, { files, snapshot, warn })
     return { format: found, disk, [Symbol.asyncDispose]: () => disk[Symbol.asyncDispose]() }
   } catch (error) {
@@ -99,9 +101,4 @@ async function hasVhdFooter(file: ReadableDisk): Promise<boolean> {
   const end = Buffer.alloc(VHD_FOOTER_BYTES)
   await file.read(end, file.sizeBytes - end.length)
   return endsAsVhd(end)
-}
-
-/** Until it is there. */
-async function openVhdx(): Promise<BlockDevice> {
-  throw new VarveError('FORMAT_UNSUPPORTED', 'VHDX is not read yet')
 }

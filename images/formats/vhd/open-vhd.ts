@@ -41,15 +41,15 @@ async function openIdentified(file: OwnedFile, options: OpenImageOptions): Promi
 async function readFooter(file: ReadableDisk): Promise<{ footer: VhdFooter; endBytes: number }> {
   let isDamaged = false
   // Before 2004, a footer had 511 bytes.
-  for (const [offset, length] of [[file.sizeBytes - FOOTER_BYTES, FOOTER_BYTES], [file.sizeBytes - FOOTER_BYTES + 1, FOOTER_BYTES - 1], [0, FOOTER_BYTES]]) {
-    if (offset < 0 || offset + length > file.sizeBytes) continue
+  for (const [length, isCopy] of [[FOOTER_BYTES, false], [FOOTER_BYTES - 1, false], [FOOTER_BYTES, true]] as const) {
+    if (length > file.sizeBytes) continue
     const bytes = Buffer.alloc(FOOTER_BYTES)
-    await file.read(bytes.subarray(0, length), offset)
+    await file.read(bytes.subarray(0, length), isCopy ? 0 : file.sizeBytes - length)
     const state = footerState(bytes)
     isDamaged ||= state === 'damaged'
     if (state !== 'sound') continue
     const footer = decodeFooter(bytes)
-    if (offset === 0 && footer.type === DISK_TYPE.fixed) continue
+    if (isCopy && footer.type === DISK_TYPE.fixed) continue
     return { footer, endBytes: length }
   }
   throw invalid(isDamaged ? 'the checksum of its footer is wrong, and there is no copy that is sound' : 'there is no footer, neither at its end nor at its start')

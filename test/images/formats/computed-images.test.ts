@@ -103,7 +103,7 @@ describe(`computed images (seed ${seed})`, () => {
       for (const at of [0, TIB / 2 - 512, TIB - 4096]) {
         const [ours, theirs] = [Buffer.alloc(4096), Buffer.alloc(4096)]
         await inside.read(ours, at)
-        disk.read(theirs, at)
+        await disk.read(theirs, at)
         assert.ok(ours.equals(theirs))
       }
       assert.deepEqual(inside.extents(0, TIB).filter(({ type }) => type === 'data').map(({ offset }) => offset), [0, TIB / 2 - 65_536, TIB - 65_536])
