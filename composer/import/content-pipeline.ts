@@ -85,6 +85,12 @@ export class ContentPipeline implements AsyncDisposable {
     return new Uint8Array(new SharedArrayBuffer(SEGMENT_BYTES))
   }
 
+  /** Gives back what `slot` gave, without a batch. */
+  giveBack(slot: Uint8Array): void {
+    this.#freeSlots.push(slot)
+    this.#wake()
+  }
+
   /** Hands over a batch, whose memory is the worker's until `onResult` is called. */
   submit(batch: ContentBatch, onResult: (result: BatchResult) => void): void {
     this.#underWay++
