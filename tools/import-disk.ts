@@ -1,7 +1,7 @@
 /**
  * Import of a disk on the command line: `disk:FILE`, `disk:DEVICE` or `nbd:URI` becomes the next version of a layer.
  */
-import { readFileSync, statSync } from 'node:fs'
+import { realpathSync, readFileSync, statSync } from 'node:fs'
 import path from 'node:path'
 import { InvalidArgumentError, Option } from 'commander'
 import type { Command } from 'commander'
@@ -10,11 +10,12 @@ import type { DiskFigures } from '@varve/composer/import/import-disk-layer.ts'
 import type { DiskSource } from '@varve/composer/import/source.ts'
 import type { Ranges } from '@varve/images/blockmap/ranges.ts'
 import type { ReadableDisk } from '@varve/images/device/block-device.ts'
-import { VarveError } from '@varve/images/errors.ts'
+import { VarveError, isVarveError } from '@varve/images/errors.ts'
 import { CHANGED_LIST_BYTES_MAX, parseChangedList } from '@varve/images/formats/changed-list.ts'
 import { DISK_FORMATS } from '@varve/images/formats/disk-image.ts'
 import type { DiskFormat } from '@varve/images/formats/disk-image.ts'
 import { openImage } from '@varve/images/formats/open-image.ts'
+import { changedAbove } from '@varve/images/formats/qcow2/backing-chain.ts'
 import type { Layer, LayerKind } from '@varve/images/store/catalog.ts'
 import type { Home } from '@varve/images/store/home.ts'
 import { formatLayerName } from '@varve/images/store/names.ts'
@@ -23,6 +24,8 @@ import { layerDocument } from './names.ts'
 import { openNbdDisk } from './nbd-disk.ts'
 import { formatBytes, formatDuration, formatTable } from './terminal.ts'
 
+/** Label of a layer: which file its disk was, and in which state of that. */
+const FILE_LABEL = 'disk.file'
 /** Problems that are printed for people. */
 const PROBLEMS_PRINTED = 20
 
@@ -59,8 +62,11 @@ function parseWorkers(text: string): number {
 interface OpenedSource extends AsyncDisposable {
   disk: ReadableDisk
   changed?: Ranges
+  /** The layer since which that is, if nobody named one. */
+  base?: string
   /** As it is kept in the catalog. */
   text: string
+  labels?: Record<string, string>
 }
 
 export interface ImportedDiskLayer {
@@ -72,7 +78,7 @@ export interface ImportedDiskLayer {
 /** @throws VarveError, what opening and importing throws */
 export async function importDiskSource(invocation: Invocation, home: Home, { name, kind, source, options }: { name: string; kind: LayerKind; source: DiskSource; options: DiskImportOptions }): Promise<ImportedDiskLayer> {
   const { signal } = invocation
-  await using opened = await openSource(source, options, invocation)
+  await using opened = await openSource(source, options, { invocation, home })
   const progress = await invocation.progress(`importing ${name}`)
   const started = performance.now()
   try {
@@ -80,7 +86,8 @@ export async function importDiskSource(invocation: Invocation, home: Home, { nam
       home, name, kind, signal,
       disk: opened.disk,
       source: opened.text,
-      base: options.base,
+      labels: opened.labels,
+      base: options.base ?? opened.base,
       changed: opened.changed,
       keepFree: options.keepFree,
       reread: options.reread,
@@ -93,7 +100,7 @@ export async function importDiskSource(invocation: Invocation, home: Home, { nam
   }
 }
 
-async function openSource(source: DiskSource, { format, allow, bitmap, changed: file }: DiskImportOptions, invocation: Invocation): Promise<OpenedSource> {
+async function openSource(source: DiskSource, { format, allow, bitmap, changed: file, base, reread }: DiskImportOptions, { invocation, home }: { invocation: Invocation; home: Home }): Promise<OpenedSource> {
   if (file !== undefined && bitmap !== undefined) throw new VarveError('SOURCE_INVALID', 'give --changed or --bitmap, not both')
   const changed = file === undefined ? undefined : readChangedList(file)
   if (source.kind === 'nbd') {
@@ -102,7 +109,28 @@ async function openSource(source: DiskSource, { format, allow, bitmap, changed: 
   }
   if (bitmap !== undefined) throw new VarveError('SOURCE_INVALID', '--bitmap is for nbd:URI')
   const image = await openImage(source.path, { format, allow, warn: (message) => invocation.note(message) })
-  return { disk: image.disk, changed, text: `disk:${path.resolve(source.path)}`, [Symbol.asyncDispose]: () => image[Symbol.asyncDispose]() }
+  const state = fileState(source.path)
+  const since = changed === undefined && base === undefined && reread !== true && image.format === 'qcow2' ? await sinceImport(home, source.path) : { changed }
+  return { disk: image.disk, ...since, text: `disk:${path.resolve(source.path)}`, labels: state === undefined ? {} : { [FILE_LABEL]: state }, [Symbol.asyncDispose]: () => image[Symbol.asyncDispose]() }
+}
+
+/** What a qcow2 image has written over one that was imported, and is still as it was then. */
+async function sinceImport(home: Home, file: string): Promise<{ changed?: Ranges; base?: string }> {
+  const imported = new Map((await home.catalog.layers()).filter(({ map }) => map !== null).map((layer) => [layer.labels[FILE_LABEL], layer]))
+  try {
+    const above = await changedAbove(file, (below) => imported.has(fileState(below) ?? ''))
+    return above === undefined ? {} : { changed: above.changed, base: formatLayerName(imported.get(fileState(above.file)!)!) }
+  } catch (error) {
+    // All of it is read then.
+    if (isVarveError(error)) return {}
+    throw error
+  }
+}
+
+/** Tells a file, and its content as far as its times do, from all others; undefined for a device. */
+function fileState(file: string): string | undefined {
+  const stat = statSync(file, { bigint: true, throwIfNoEntry: false })
+  return stat?.isFile() === true ? `${realpathSync(file)} ${stat.ino} ${stat.size} ${stat.mtimeNs} ${stat.ctimeNs}` : undefined
 }
 
 function readChangedList(file: string): Ranges {

@@ -52,24 +52,30 @@ export interface DiskFigures {
   leftOut: number
 }
 
+/** Label of a layer whose disk has what nothing used, too. */
+const FREE_LABEL = 'disk.free'
+
 /** @throws VarveError NAME_INVALID, NOT_FOUND, SOURCE_INVALID, LIMIT_EXCEEDED, and what reading the disk throws */
 export async function importDiskLayer(options: ImportDiskLayerOptions): Promise<{ layer: Layer; base: Layer | undefined; figures: DiskFigures }> {
-  const { home: { store, catalog, cacheDirectory }, name, kind, disk, source, labels, signal, keepFree, reread } = options
+  const { home: { store, catalog, cacheDirectory }, name, kind, disk, source, signal, keepFree = false, reread } = options
   checkName(name, 'layer')
   const workers = workersOf(options)
   // Before the base is looked up: what it names stays, whatever becomes of it.
   await using writer = store.writer({ signal })
   const base = await baseLayer(options)
+  // Of a base without its free space, nobody knows what that was: all is read.
+  const changed = keepFree && base?.labels[FREE_LABEL] !== 'kept' ? undefined : options.changed
   const progress = new Progress(options.onProgress)
   await using pipeline = new ContentPipeline({ store, packsDirectory: store.directory, workers, signal })
   const context = { pipeline, writer, progress, signal, cacheDirectory, columnsBytesMax: columnsBytesMax(workers), scratchDirectory: store.directory }
-  const imported = await importDisk(context, { disk, base: base === undefined ? undefined : await diskBase(store, base, options.changed), keepFree, reread })
+  const imported = await importDisk(context, { disk, base: base === undefined ? undefined : await diskBase(store, base, changed), keepFree, reread })
   const { tree, mapDigest, known, filesUnchanged, bytesRead, problems, leftOut } = imported
   const written = await pipeline.commit()
   await writer.commit()
   signal?.throwIfAborted()
   const layer = await catalog.addLayer({
-    name, kind, source, labels, map: mapDigest,
+    name, kind, source, map: mapDigest,
+    labels: { ...options.labels, ...(keepFree ? { [FREE_LABEL]: 'kept' } : {}) },
     content: tree === undefined ? 'block map' : 'tree',
     digest: tree?.digest ?? mapDigest,
     entries: tree?.entries ?? 0,

@@ -29,6 +29,8 @@ export interface OpenImageOptions {
   depth?: number
   /** Internal snapshot that is read instead of the disk as it is now, by id or name; only qcow2 has such. */
   snapshot?: string
+  /** A qcow2 image without those below it: what it has not itself is a hole. */
+  alone?: boolean
   /** Is told, in a line, what is wrong with an image that is read nevertheless. */
   warn?: (message: string) => void
 }

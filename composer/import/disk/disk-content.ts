@@ -50,8 +50,6 @@ export interface DiskContentOptions {
   disk: ReadableDisk
   builder: TreeBuilder
   map: BlockMapBuilder
-  /** What the map has below says nothing of blocks that are all zero: they are mentioned. */
-  mentionsZeroes: boolean
 }
 
 export class DiskContent {
@@ -182,14 +180,14 @@ export class DiskContent {
 
   /** Blocks that are not all zero, window by window: each run of them becomes one chunk. */
   #addBlocks(slot: Uint8Array, { at, length, diskOffset }: { at: number; length: number; diskOffset: number }, runs: Piece[]): void {
-    const { map, mentionsZeroes } = this.#options
+    const { map } = this.#options
     for (let from = 0; from < length; ) {
       const offset = diskOffset + from
       const end = Math.min(length, from + FIXED_BYTES - (offset - windowStart(offset)))
       const start = from
       splitBlocks(slot.subarray(at + start, at + end), offset, {
         data: (first, last) => runs.push({ at: at + start + first, length: last - first, diskOffset: offset + first }),
-        zeroes: (first, last) => mentionsZeroes && map.hole(offset + first, last - first),
+        zeroes: (first, last) => map.zero(offset + first, last - first),
       })
       from = end
     }

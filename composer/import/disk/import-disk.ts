@@ -125,7 +125,7 @@ class DiskImport {
   readonly #below: BlockMap | undefined
   /** With a list of changes. */
   readonly #changed: Ranges | undefined
-  /** The windows that hold some of them: what is no file's is cut again window by window, as it is without a list. */
+  /** The windows in which some of it is: what is no file's is cut again window by window, as it is without a list. */
   readonly #windows: Ranges | undefined
   /** What is no file's, and is to be stored. */
   readonly #rest: Ranges
@@ -142,10 +142,11 @@ class DiskImport {
     this.#parts = parts
     this.#below = base === undefined ? undefined : BlockMap.resized(base.map, disk.sizeBytes)
     this.#builder = new BlockMapBuilder(disk.sizeBytes, { unmentioned: base === undefined ? HOLE : BELOW })
-    this.#content = new DiskContent(context, { disk, builder, map: this.#builder, mentionsZeroes: base !== undefined })
+    this.#content = new DiskContent(context, { disk, builder, map: this.#builder })
     const rest = difference(difference(dataRanges(disk), files.claim()), free)
     this.#changed = base?.changed === undefined ? undefined : changedNow(base, base.changed, disk.sizeBytes)
-    this.#windows = this.#changed && aligned(this.#changed, FIXED_BYTES, disk.sizeBytes)
+    // Where the map below has nothing, the disk may have had what nothing used then.
+    this.#windows = this.#changed && aligned(union(this.#changed, intersection(rest, holesOf(this.#below!))), FIXED_BYTES, disk.sizeBytes)
     this.#rest = this.#windows === undefined ? rest : intersection(rest, this.#windows)
     this.#restDone = new Uint8Array(this.#rest.length / 2)
   }
@@ -319,6 +320,12 @@ function dataRanges(disk: ReadableDisk): Ranges {
     }
   }
   return data.build()
+}
+
+function holesOf(map: BlockMap): Ranges {
+  const holes = new RangesBuilder()
+  for (let index = 0; index < map.extentCount; index++) if (map.refs[index] === HOLE) holes.add(map.starts[index], map.endOf(index) - map.starts[index])
+  return holes.build()
 }
 
 /** What changed, inside of the disk as it is now; what it has gained has changed. */

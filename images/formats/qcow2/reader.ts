@@ -40,7 +40,7 @@ export async function openQcow2(file: File, options: OpenImageOptions = {}): Pro
   const l1 = await readL1(file, header, { l1Entries, l1Offset, sizeBytes })
   await using opened = new AsyncDisposableStack()
   const dataFile = header.dataFileName === undefined ? file : opened.use(await openDataFile(header.dataFileName, options))
-  const backing = header.backingName === undefined ? undefined : opened.use(await openBackingOf(header.backingName, header.backingFormat, options))
+  const backing = header.backingName === undefined || options.alone === true ? undefined : opened.use(await openBackingOf(header.backingName, header.backingFormat, options))
   const clusters = new Clusters({ file, dataFile, backing, header, l1 })
   const parts = opened.move()
   // Last, so that whoever asked still owns the file if anything before failed.
