@@ -3,7 +3,7 @@
  */
 import type { BlockDevice, ReadableDisk } from '../device/block-device.ts'
 import { VarveError, isVarveError } from '../errors.ts'
-import { CHAIN_MAX } from './disk-image.ts'
+import { below } from './disk-image.ts'
 import type { OpenImageOptions } from './disk-image.ts'
 
 /** An image that was opened: `mismatch` says why it is another than the one that is meant. */
@@ -17,11 +17,11 @@ interface Opened {
  * @param open closes nothing if it fails
  * @throws VarveError SOURCE_UNSUPPORTED without a way to open files, SOURCE_INVALID if none is there, LIMIT_EXCEEDED, and what `open` throws
  */
-export async function openParent(names: readonly string[], { files, depth = 0 }: OpenImageOptions, open: (file: ReadableDisk & AsyncDisposable, options: OpenImageOptions) => Promise<Opened>): Promise<BlockDevice> {
+export async function openParent(names: readonly string[], options: OpenImageOptions, open: (file: ReadableDisk & AsyncDisposable, options: OpenImageOptions) => Promise<Opened>): Promise<BlockDevice> {
+  const { files } = options
   const candidates = [...new Set(names)].filter((name) => name !== '')
   if (candidates.length === 0) throw new VarveError('FORMAT_INVALID', 'the image is a differencing one, but does not name its parent')
   if (files === undefined) throw new VarveError('SOURCE_UNSUPPORTED', `the image is a differencing one over ${candidates[0]}, and other files are not opened here`)
-  if (depth + 1 >= CHAIN_MAX) throw new VarveError('LIMIT_EXCEEDED', `the chain of parents is longer than ${CHAIN_MAX} images, or goes round`)
   const problems: string[] = []
   let cause: unknown
   for (const name of candidates) {
@@ -36,7 +36,7 @@ export async function openParent(names: readonly string[], { files, depth = 0 }:
     }
     await using opened = new AsyncDisposableStack()
     opened.use(found.file)
-    const { device, mismatch } = await open(found.file, { files: found.files, depth: depth + 1 })
+    const { device, mismatch } = await open(found.file, below(options, found.files))
     opened.move()
     if (mismatch === undefined) return device
     await device[Symbol.asyncDispose]()

@@ -3,7 +3,7 @@
  */
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
-import { closeSync, ftruncateSync, openSync, writeSync } from 'node:fs'
+import { closeSync, ftruncateSync, openSync, statSync, writeSync } from 'node:fs'
 import type { BlockDevice, DeviceExtent } from '@varve/images/device/block-device.ts'
 import type { Random } from '../../random.ts'
 
@@ -13,9 +13,11 @@ export function qemuImg(...parameters: string[]): string {
   return execFileSync('qemu-img', parameters, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] })
 }
 
-/** Fails unless QEMU finds the same disk in both, of the same size. */
-export function assertSameDisks(image: string, format: string, other: string, otherFormat: string): void {
-  assert.match(qemuImg('compare', '-s', '-f', format, '-F', otherFormat, image, other), /Images are identical/)
+/** Fails unless QEMU finds in an image the same disk as in a raw file, of the same size. */
+export function assertSameDisk(image: string, format: string, raw: string): void {
+  assert.match(qemuImg('compare', '-f', format, '-F', 'raw', image, raw), /Images are identical/)
+  const { 'virtual-size': sizeBytes } = JSON.parse(qemuImg('info', '-f', format, '--output=json', image)) as { 'virtual-size': number }
+  assert.equal(sizeBytes, statSync(raw).size)
 }
 
 /** Writes a device to a new file; what it says are holes and zeroes stay holes. */
