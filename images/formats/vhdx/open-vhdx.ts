@@ -9,7 +9,8 @@ import type { OpenImageOptions } from '../disk-image.ts'
 import { guidBytes } from '../gpt.ts'
 import { openParent, pathOfWindows } from '../parent-image.ts'
 import { SectorBitmaps } from '../sector-bitmaps.ts'
-import { MIB, SIGNATURE, STATE, bytesAt, chunkBlocksOf, invalid, readHeader, readMetadata, readRegions } from './format.ts'
+import { readPart } from '../table-pages.ts'
+import { MIB, SIGNATURE, STATE, chunkBlocksOf, invalid, readHeader, readMetadata, readRegions } from './format.ts'
 import type { Region, VhdxMetadata } from './format.ts'
 import { replayedFile } from './log.ts'
 
@@ -34,7 +35,7 @@ export async function openVhdx(file: OwnedFile, options: OpenImageOptions = {}):
 }
 
 async function openIdentified(file: OwnedFile, options: OpenImageOptions): Promise<{ device: BlockDevice; id: string }> {
-  const start = await bytesAt(file, 0, SIGNATURE.file.length, 'its identifier')
+  const start = await readPart(file, 0, SIGNATURE.file.length, 'its identifier')
   if (start.toString('latin1') !== SIGNATURE.file) throw invalid('the file does not begin as one')
   const header = await readHeader(file)
   const replayed = await replayedFile(file, header)
@@ -75,7 +76,7 @@ class BlockTable {
     const payload = new Uint32Array(blocks)
     const bitmaps = new Uint32Array(chunks)
     for (let at = 0; at < entries * ENTRY_BYTES; at += TABLE_PART_BYTES) {
-      const bytes = await bytesAt(file, region.offset + at, Math.min(TABLE_PART_BYTES, entries * ENTRY_BYTES - at), 'the block allocation table')
+      const bytes = await readPart(file, region.offset + at, Math.min(TABLE_PART_BYTES, entries * ENTRY_BYTES - at), 'the block allocation table')
       for (let entry = 0; entry < bytes.length / ENTRY_BYTES; entry++) {
         const index = at / ENTRY_BYTES + entry
         const chunk = Math.floor(index / (chunkBlocks + 1))
