@@ -1,15 +1,13 @@
 /**
  * Damaged images of all formats: an error with a code or a disk that can be read, in bounded memory, never anything else. VARVE_FUZZ_ROUNDS images of each kind.
- * Images that once broke a reader are in corpus/, under names that say what was wrong.
+ * What once broke a reader, or would break a careless one, is made by name: HOSTILE.
  */
 import assert from 'node:assert/strict'
-import { execFileSync } from 'node:child_process'
 import { mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, describe, test } from 'node:test'
-import type { BlockDevice } from '@varve/images/device/block-device.ts'
-import { MemoryDevice } from '@varve/images/device/memory-device.ts'
+import type { BlockDevice, ReadableDisk } from '@varve/images/device/block-device.ts'
 import { VarveError, isVarveError } from '@varve/images/errors.ts'
 import type { ImageFiles } from '@varve/images/formats/disk-image.ts'
 import { openBacking } from '@varve/images/formats/open-image.ts'
@@ -20,12 +18,19 @@ import { cowdDisk } from './cowd.ts'
 import { qemuImg } from './image-judge.ts'
 import { changeWithQemuIo, writeRandomDisk } from './random-disk.ts'
 
-const ROUNDS = Number(process.env.VARVE_FUZZ_ROUNDS ?? 400)
-const CORPUS = join(import.meta.dirname, 'corpus')
+const ROUNDS = Number(process.env.VARVE_FUZZ_ROUNDS ?? 300)
 const DISK_BYTES = 300 << 10
 const seed = testSeed()
 const root = mkdtempSync(join(tmpdir(), 'varve-image-fuzz-'))
 after(() => rmSync(root, { recursive: true }))
+
+function file(content: Buffer): ReadableDisk & AsyncDisposable {
+  const read = (into: Uint8Array, offset: number) => {
+    assert.ok(offset >= 0 && offset + into.length <= content.length, `${into.length} bytes at ${offset} of ${content.length}`)
+    content.copy(into, 0, offset)
+  }
+  return { sizeBytes: content.length, read, [Symbol.asyncDispose]: async () => undefined }
+}
 
 /** Files by the names that images give them, at most so many opened for one image. */
 class FewFiles implements ImageFiles {
@@ -36,10 +41,10 @@ class FewFiles implements ImageFiles {
     this.#files = files
   }
 
-  async open(name: string): Promise<{ file: BlockDevice; files: ImageFiles }> {
+  async open(name: string): Promise<{ file: ReadableDisk & AsyncDisposable; files: ImageFiles }> {
     const content = this.#files.get(name.replace(/^.*\//s, ''))
     if (content === undefined || this.#left-- <= 0) throw new VarveError('SOURCE_INVALID', `${name} is not there`)
-    return { file: MemoryDevice.of(content), files: this }
+    return { file: file(content), files: this }
   }
 }
 
@@ -48,13 +53,13 @@ async function survives(random: Random, image: Buffer, files: ReadonlyMap<string
   const options = { files: new FewFiles(files) }
   let opened = false
   await coded(async () => {
-    await using disk = await openBacking(MemoryDevice.of(image), undefined, options)
+    await using disk = await openBacking(file(image), undefined, options)
     opened = true
     await readAround(random, disk)
   })
   if (image.toString('latin1', 0, 4) !== 'QFI\xfb') return opened
-  await coded(async () => { await using disk = await openQcow2(MemoryDevice.of(image), { ...options, snapshot: random.pick(['1', 'kept', 'none']) }); await readAround(random, disk) })
-  await coded(async () => { assert.ok((await readQcow2Bitmap(MemoryDevice.of(image), 'since')).length >= 0) })
+  await coded(async () => { await using disk = await openQcow2(file(image), { ...options, snapshot: random.pick(['1', 'kept', 'none']) }); await readAround(random, disk) })
+  await coded(async () => { assert.ok((await readQcow2Bitmap(file(image), 'since')).length >= 0) })
   return opened
 }
 
@@ -130,6 +135,16 @@ function sample(random: Random, kind: string): Sample {
   return { image: files.get('image')!, files }
 }
 
+/** A header and an L1 table of zeroes behind it. */
+function qcow2Header(sizeBytes: bigint, clusterBits: number, l1Entries: number): Buffer {
+  const bytes = Buffer.alloc(2 ** clusterBits + l1Entries * 8)
+  bytes.write('QFI\xfb', 0, 'latin1')
+  for (const [at, value] of [[4, 3], [20, clusterBits], [36, l1Entries], [96, 4], [100, 104]]) bytes.writeUInt32BE(value, at)
+  bytes.writeBigUInt64BE(sizeBytes, 24)
+  bytes.writeBigUInt64BE(2n ** BigInt(clusterBits), 40)
+  return bytes
+}
+
 const KINDS = [
   'qcow2 cluster_size=512', 'qcow2 cluster_size=4096 compat=0.10', 'qcow2 -c cluster_size=4096', 'qcow2 -c cluster_size=4096,compression_type=zstd', 'qcow2 cluster_size=16384,extended_l2=on', 'qcow2 over cluster_size=512',
   'vmdk', 'vmdk subformat=streamOptimized', 'vmdk subformat=twoGbMaxExtentSparse', 'vmdk subformat=monolithicFlat', 'cowd',
@@ -158,10 +173,19 @@ describe(`damaged images (seed ${seed})`, () => {
     })
   }
 
-  for (const name of readdirSync(CORPUS)) {
-    test(`corpus: ${name}`, async () => {
-      const image = execFileSync('zstd', ['-dc', join(CORPUS, name)], { maxBuffer: 64 << 20 })
-      for (let round = 0; round < 5; round++) await survives(new Random(seed + round), image, new Map([['image', image]]))
+  // What takes time or memory out of proportion to the image where a reader is careless.
+  const HOSTILE: Record<string, () => Buffer> = {
+    'a descriptor of empty lines': () => Buffer.from(`version=1\n${'\n'.repeat(1 << 19)}encoding\n`),
+    'a descriptor of blanks': () => Buffer.from(`version=1\nCID=1${' '.repeat(1 << 19)}x\nRW 1${' '.repeat(1 << 18)}x`),
+    'a descriptor of quotes': () => Buffer.from(`version=1\nCID=1\nRW 1 FLAT "${'"'.repeat(1 << 19)}\n`),
+    'a descriptor of 50,000 extents': () => Buffer.from(`version=1\nCID=1\nparentCID=ffffffff\n${'RW 9 ZERO\nRW 0 ZERO\n'.repeat(50_000)}`),
+    'a qcow2 image of 2 PiB without tables': () => qcow2Header(2n ** 51n, 16, 1 << 22),
+    'a qcow2 image of 2^63 bytes': () => qcow2Header(2n ** 63n, 21, 1 << 22),
+    'a qcow2 image of small clusters that claims all tables': () => qcow2Header(2n ** 37n, 9, 1 << 22).fill(0xff, 512, 1 << 20),
+  }
+  for (const [name, make] of Object.entries(HOSTILE)) {
+    test(`${name} is refused, or read as it is`, async () => {
+      await survives(new Random(seed), make(), new Map())
     })
   }
 })
