@@ -4,7 +4,6 @@
 import { dirname } from 'node:path'
 import type { BlockDevice, ReadableDisk } from '../device/block-device.ts'
 import { VarveError } from '../errors.ts'
-import { compressionOf } from './compression.ts'
 import type { DiskFormat, OpenImage, OpenImageOptions } from './disk-image.ts'
 import { LocalImageFiles, openLocalFile } from './local-image-files.ts'
 import { openQcow2 } from './qcow2/reader.ts'
@@ -29,6 +28,12 @@ const FOREIGN: readonly { name: string; at: number; magic: string }[] = [
   { name: 'Parallels', at: 0, magic: 'WithouFreSpacExt' },
   { name: 'bochs', at: 0, magic: 'Bochs Virtual HD Image' },
   { name: 'cloop', at: 0, magic: '#!/bin/sh\n#V2.0 Format\nmodprobe cloop' },
+]
+const COMPRESSED: readonly { name: string; magic: string }[] = [
+  { name: 'gzip', magic: '\x1f\x8b\x08' },
+  { name: 'xz', magic: '\xfd7zXZ\0' },
+  { name: 'zstd', magic: '\x28\xb5\x2f\xfd' },
+  { name: 'bzip2', magic: 'BZh' },
 ]
 const START_BYTES = 4096
 const VHD_FOOTER_BYTES = 512
@@ -90,8 +95,8 @@ export async function detectFormat(file: ReadableDisk): Promise<DiskFormat> {
   if (isVmdk(start, file.sizeBytes)) return 'vmdk'
   const foreign = FOREIGN.find(({ magic, at }) => begins(magic, at))
   if (foreign !== undefined) throw new VarveError('FORMAT_UNSUPPORTED', `a ${foreign.name} image, which is not read; convert it with 'qemu-img convert -O qcow2', or say that it is raw`)
-  const compression = compressionOf(start)
-  if (compression !== 'none') throw new VarveError('FORMAT_UNSUPPORTED', `the image is compressed with ${compression}; decompress it first`)
+  const compression = COMPRESSED.find(({ magic }) => begins(magic))
+  if (compression !== undefined) throw new VarveError('FORMAT_UNSUPPORTED', `the image is compressed with ${compression.name}; decompress it first, or say that it is raw`)
   return 'raw'
 }
 

@@ -147,7 +147,7 @@ class Clusters {
     const { clusterBytes } = this.#header
     const cluster = Math.floor(offset / clusterBytes)
     const l1Index = Math.floor(cluster / this.#l2Entries)
-    if (this.#l1[l1Index] === 0) return this.#below(offset, Math.min(length, this.#withoutTable(l1Index) - offset))
+    if (this.#l1[l1Index] === 0) return this.#below(offset, this.#withoutTable(l1Index, offset, length))
     const first = cluster % this.#l2Entries
     const last = Math.min(this.#l2Entries - 1, first + Math.floor((offset + length - 1) / clusterBytes) - cluster)
     const entries = this.#tables.at(this.#l1[l1Index] + first * this.#entryBytes, (last - first + 1) * this.#entryBytes)
@@ -156,11 +156,12 @@ class Clusters {
     return this.#run(entries, offset, within, length)
   }
 
-  /** End of the span of the disk that has no L2 tables from `l1Index` on. */
-  #withoutTable(l1Index: number): number {
+  /** Bytes from `offset` on, up to `length`, that have no L2 tables. */
+  #withoutTable(l1Index: number, offset: number, length: number): number {
+    const spanBytes = this.#l2Entries * this.#header.clusterBytes
     let end = l1Index + 1
-    while (end < this.#l1.length && this.#l1[end] === 0) end++
-    return end * this.#l2Entries * this.#header.clusterBytes
+    while (end * spanBytes < offset + length && this.#l1[end] === 0) end++
+    return Math.min(length, end * spanBytes - offset)
   }
 
   #run(entries: Buffer, offset: number, within: number, length: number): Piece {

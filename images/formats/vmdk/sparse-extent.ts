@@ -150,7 +150,7 @@ export class SparseExtent {
     const grain = Math.floor(offset / grainBytes)
     const index = Math.floor(grain / tableEntries)
     const table = this.#directory[index]
-    if (table === 0) return { length: Math.min(length, this.#withoutTable(index) - offset), at: 0, type: 'hole' }
+    if (table === 0) return { length: this.#withoutTable(index, offset, length), at: 0, type: 'hole' }
     const first = grain % tableEntries
     const last = Math.min(tableEntries - 1, first + Math.floor((offset + length - 1) / grainBytes) - grain)
     const entries = this.#tables.at(table * SECTOR_BYTES + first * ENTRY_BYTES, (last - first + 1) * ENTRY_BYTES)
@@ -172,11 +172,12 @@ export class SparseExtent {
     return filePiece(this.#file, { at: start + within, length: run, clusterStart: start, clusterBytes: grainBytes })
   }
 
-  /** End of the span of the disk that has no tables from `index` on. */
-  #withoutTable(index: number): number {
+  /** Bytes from `offset` on, up to `length`, that have no tables. */
+  #withoutTable(index: number, offset: number, length: number): number {
+    const spanBytes = this.#header.tableEntries * this.#header.grainBytes
     let end = index + 1
-    while (end < this.#directory.length && this.#directory[end] === 0) end++
-    return end * this.#header.tableEntries * this.#header.grainBytes
+    while (end * spanBytes < offset + length && this.#directory[end] === 0) end++
+    return Math.min(length, end * spanBytes - offset)
   }
 
   #typeOf(entry: number): 'data' | 'zero' | 'hole' {

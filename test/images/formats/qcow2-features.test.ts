@@ -116,9 +116,11 @@ describe(`qcow2 (seed ${seed})`, () => {
   })
 
   test('encrypted images and qcow of version 1 are refused', async () => {
-    const luks = join(root, 'luks.qcow2')
-    qemuImg('create', '-f', 'qcow2', '--object', 'secret,id=key,data=word', '-o', 'encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10', luks, '1M')
-    await assert.rejects(openImage(luks), { code: 'FORMAT_UNSUPPORTED', message: /encrypted/ })
+    const encrypted = join(root, 'encrypted.qcow2')
+    qemuImg('create', '-f', 'qcow2', encrypted, '1M')
+    // LUKS; to make one, QEMU measures how fast the machine is, and fails if it is busy.
+    patch(encrypted, 32, (bytes) => bytes.writeUInt32BE(2), 4)
+    await assert.rejects(openImage(encrypted), { code: 'FORMAT_UNSUPPORTED', message: /encrypted/ })
     const old = join(root, 'old.qcow')
     qemuImg('create', '-f', 'qcow', old, '1M')
     await assert.rejects(openImage(old), { code: 'FORMAT_UNSUPPORTED', message: /version 1/ })

@@ -86,13 +86,18 @@ describe(`VHD images read (seed ${seed})`, () => {
     const digest = await contentDigest(raw)
     await writeOut(await computeVhd(raw), image)
     const sound = readFileSync(image)
+    let warnings: string[] = []
     const opened = async (change: (bytes: Buffer) => Buffer): Promise<string> => {
+      warnings = []
       writeFileSync(image, change(Buffer.from(sound)))
-      await using disk = await openVhd(openFile(image))
+      await using disk = await openVhd(openFile(image), { warn: (message) => warnings.push(message) })
       return await contentDigest(disk)
     }
     const end = sound.length - 512
+    assert.equal(await opened((bytes) => bytes), digest)
+    assert.deepEqual(warnings, [])
     assert.equal(await opened((bytes) => bytes.fill(0, end)), digest)
+    assert.match(warnings.join(), /copy/)
     assert.equal(await opened((bytes) => bytes.fill(1, end + 100, end + 101)), digest)
     assert.equal(await opened((bytes) => bytes.subarray(0, end)), digest)
     assert.equal(await opened((bytes) => bytes.fill(0, 0, 512)), digest)
