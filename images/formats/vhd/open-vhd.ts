@@ -73,8 +73,7 @@ async function dynamicDisk(file: OwnedFile, footer: VhdFooter, options: OpenImag
   const { sizeBytes } = footer
   const { blockBytes } = header
   const bitmapBytes = bitmapBytesOf(blockBytes)
-  const bitmaps = new SectorBitmaps({ highBitFirst: true })
-  await bitmaps.load(file, bitmapPlaces(table), bitmapBytes)
+  const bitmaps = new SectorBitmaps(file, { placeOf: (block) => table[block] * SECTOR_BYTES, highBitFirst: true })
   await using opened = new AsyncDisposableStack()
   const parent = footer.type === DISK_TYPE.differencing ? opened.use(await parentDisk(file, header, options)) : undefined
   const placeOf = (block: number): number => (table[block] === UNUSED ? PLACE.below : table[block] * SECTOR_BYTES + bitmapBytes)
@@ -99,10 +98,6 @@ async function readTable(file: ReadableDisk, { sizeBytes }: VhdFooter, { tableOf
     if (end > file.sizeBytes) throw invalid(`its file has ${file.sizeBytes} bytes, but block ${block} ends at ${end}; the file was cut short, or its block allocation table is damaged`)
   }
   return table
-}
-
-function* bitmapPlaces(table: Uint32Array): Generator<{ block: number; offset: number }, void> {
-  for (let block = 0; block < table.length; block++) if (table[block] !== UNUSED) yield { block, offset: table[block] * SECTOR_BYTES }
 }
 
 /** Whatever its locators and name lead to that has the right id. Time stamps are not compared: Windows writes none, and copying a file changes them. */

@@ -42,7 +42,7 @@ async function openIdentified(file: OwnedFile, options: OpenImageOptions): Promi
   const regions = await readRegions(replayed)
   const metadata = await readMetadata(replayed, regions.metadata)
   const table = await BlockTable.read(replayed, regions.table, metadata)
-  const bitmaps = await readBitmaps(replayed, table, metadata)
+  const bitmaps = new SectorBitmaps(replayed, { placeOf: (block) => table.bitmapOf(block), highBitFirst: false })
   await using opened = new AsyncDisposableStack()
   const parent = metadata.hasParent ? opened.use(await parentDisk(metadata, options)) : undefined
   const parts = opened.move()
@@ -58,10 +58,19 @@ class BlockTable {
   readonly #payload: Uint32Array
   /** By chunk: MiB, 0 if there is none. */
   readonly #bitmaps: Uint32Array
+  /** Payload blocks in a chunk. */
+  readonly #chunkBlocks: number
+  /** Of a payload block in a bitmap. */
+  readonly #bitmapBytes: number
 
-  private constructor(payload: Uint32Array, bitmaps: Uint32Array) {
+  private constructor(payload: Uint32Array, bitmaps: Uint32Array, { blockBytes, sectorBytes }: VhdxMetadata) {
     this.#payload = payload
     this.#bitmaps = bitmaps
+    this.#chunkBlocks = chunkBlocksOf(blockBytes, sectorBytes)
+    this.#bitmapBytes = blockBytes / sectorBytes / 8
+    payload.forEach((_, block) => {
+      if (this.bitmapOf(block) === 0) throw invalid(`block ${block} is there in part, but no sector bitmap says which`)
+    })
   }
 
   static async read(file: ReadableDisk, region: Region, metadata: VhdxMetadata): Promise<BlockTable> {
@@ -88,27 +97,21 @@ class BlockTable {
         else if (block < blocks) payload[block] = checkedPayload(state, mib, file.sizeBytes, block, metadata)
       }
     }
-    return new BlockTable(payload, bitmaps)
+    return new BlockTable(payload, bitmaps, metadata)
   }
 
   /** As of BlockDiskOptions. */
   placeOf(block: number): number {
-    const state = this.stateOf(block)
+    const state = this.#payload[block] >>> MIB_BITS
     if (state === STATE.fullyPresent || state === STATE.partiallyPresent) return (this.#payload[block] & MIB_MAX) * MIB
     return state === STATE.notPresent ? PLACE.below : state === STATE.zero ? PLACE.zero : PLACE.hole
   }
 
-  stateOf(block: number): number {
-    return this.#payload[block] >>> MIB_BITS
-  }
-
-  /** Where a chunk's bitmap block is in the file, bytes; 0 if there is none. */
-  bitmapOf(chunk: number): number {
-    return this.#bitmaps[chunk] * MIB
-  }
-
-  get blocks(): number {
-    return this.#payload.length
+  /** As of SectorBitmapsOptions. */
+  bitmapOf(block: number): number {
+    if (this.#payload[block] >>> MIB_BITS !== STATE.partiallyPresent) return -1
+    const mib = this.#bitmaps[Math.floor(block / this.#chunkBlocks)]
+    return mib === 0 ? 0 : mib * MIB + (block % this.#chunkBlocks) * this.#bitmapBytes
   }
 }
 
@@ -125,23 +128,6 @@ function checkedBitmap(state: number, mib: number, fileBytes: number, chunk: num
   if (state === STATE.notPresent) return 0
   if (state !== STATE.fullyPresent || mib === 0 || (mib + 1) * MIB > fileBytes) throw invalid(`the sector bitmap of chunk ${chunk} is in state ${state} at MiB ${mib}, which it cannot be`)
   return mib
-}
-
-/** Bitmaps of the blocks that are there in part. */
-async function readBitmaps(file: ReadableDisk, table: BlockTable, { blockBytes, sectorBytes }: VhdxMetadata): Promise<SectorBitmaps> {
-  const chunkBlocks = chunkBlocksOf(blockBytes, sectorBytes)
-  const bytes = blockBytes / sectorBytes / 8
-  function* places(): Generator<{ block: number; offset: number }, void> {
-    for (let block = 0; block < table.blocks; block++) {
-      if (table.stateOf(block) !== STATE.partiallyPresent) continue
-      const offset = table.bitmapOf(Math.floor(block / chunkBlocks))
-      if (offset === 0) throw invalid(`block ${block} is there in part, but no sector bitmap says which`)
-      yield { block, offset: offset + (block % chunkBlocks) * bytes }
-    }
-  }
-  const bitmaps = new SectorBitmaps({ highBitFirst: false })
-  await bitmaps.load(file, places(), bytes)
-  return bitmaps
 }
 
 async function parentDisk({ locator }: VhdxMetadata, options: OpenImageOptions): Promise<BlockDevice> {
