@@ -1,6 +1,7 @@
 /**
  * Import of a disk as the next version of a layer: tree and block map become visible together, after all that they stand on is durable.
  */
+import { digestToHex } from '@varve/images/chunk/digest.ts'
 import { BlockMap } from '@varve/images/blockmap/block-map.ts'
 import type { Ranges } from '@varve/images/blockmap/ranges.ts'
 import type { ReadableDisk } from '@varve/images/device/block-device.ts'
@@ -81,8 +82,11 @@ export async function importDiskLayer(options: ImportDiskLayerOptions): Promise<
     entries: tree?.entries ?? 0,
     contentBytes: tree?.contentBytes ?? disk.sizeBytes,
   })
-  known.write(cacheDirectory, mapDigest)
-  if (base?.name === name && base.map !== null && Buffer.compare(base.map, mapDigest) !== 0) KnownFiles.forget(cacheDirectory, base.map)
+  KnownFiles.write(cacheDirectory, mapDigest, known)
+  // What is known of the version before may be wanted still; older ones are named by --base at most.
+  const maps = (await catalog.layers(name)).flatMap(({ map }) => map ?? [])
+  const kept = maps.slice(-2).map(digestToHex)
+  for (const map of maps) if (!kept.includes(digestToHex(map))) KnownFiles.forget(cacheDirectory, map)
   progress.tell(true)
   return { layer, base, figures: { files: progress.now.files, filesUnchanged, sizeBytes: disk.sizeBytes, bytesRead, written, problems, leftOut } }
 }

@@ -26,7 +26,7 @@ export function addLayerImport(layer: Command): void {
     .action(action(async (invocation, name: string, source: string, options: ImportOptions) => {
       const { importLayer } = await import('@varve/composer/import/import-layer.ts')
       const disk = parseDiskSource(source)
-      useLittleHeap()
+      if (options.changed === undefined && options.bitmap === undefined) useLittleHeap()
       await using home = await invocation.openHome()
       if (disk !== undefined) {
         const { document, text } = await importDiskSource(invocation, home, { name, kind: options.kind, source: disk, options })

@@ -80,7 +80,7 @@ export class DiskContent {
     for (const [index, part] of run.parts.entries()) {
       const from = part.offset - start
       if (part.diskOffset === NOWHERE) {
-        this.#reads.push(this.#readElsewhere(run, bytes.subarray(from, from + part.length), part.offset))
+        this.#await(this.#readElsewhere(run, bytes.subarray(from, from + part.length), part.offset))
         continue
       }
       const withSlack = index === run.parts.length - 1 && slackFits ? run.slackBytes : 0
@@ -121,7 +121,13 @@ export class DiskContent {
 
   #read(into: Uint8Array, offset: number): void {
     const pending = this.#options.disk.read(into, offset)
-    if (pending !== undefined) this.#reads.push(pending)
+    if (pending !== undefined) this.#await(pending)
+  }
+
+  /** A failure is looked at when the batch is handed over, if it ever is. */
+  #await(read: Promise<void>): void {
+    read.catch(() => undefined)
+    this.#reads.push(read)
   }
 
   async #readElsewhere({ file, filesystem, id }: FileRun, into: Uint8Array, offset: number): Promise<void> {

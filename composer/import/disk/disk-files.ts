@@ -122,6 +122,14 @@ export class DiskFiles {
     return start
   }
 
+  /** The file if it is one extent, from its start to its end, on the disk, and claimed by nobody else. */
+  onlyPart(file: number): DiskPart | undefined {
+    const extent = this.#firsts.values[file]
+    const isOne = this.#endOf(file) === extent + 1 && this.#fileOffsets.values[extent] === 0 && this.#lengths.values[extent] === this.sizes.values[file]
+    if (!isOne || this.#diskOffsets.values[extent] === NOWHERE || this.#claimed![extent] > 0) return undefined
+    return { offset: 0, length: this.#lengths.values[extent], diskOffset: this.#diskOffsets.values[extent], claimed: 0 }
+  }
+
   /** Parts of the file with data; what lies between is holes. */
   dataParts(file: number): DataPart[] {
     const parts: DataPart[] = []

@@ -2,6 +2,7 @@
  * Import of a disk: its files become a tree, and the disk itself a block map whose data points into the chunks of those files.
  * The disk is read once, in its own order. What of it is kept, and what a later import of the same disk reads: docs/formats/import.md#disk
  */
+import { BLOCK_BYTES } from '@varve/images/blockmap/block-cutter.ts'
 import { BELOW, BlockMap, BlockMapBuilder, HOLE } from '@varve/images/blockmap/block-map.ts'
 import { NO_RANGES, RangesBuilder, aligned, bytesOf, difference, intersection, touches, union, wholeDisk } from '@varve/images/blockmap/ranges.ts'
 import type { Ranges } from '@varve/images/blockmap/ranges.ts'
@@ -32,6 +33,8 @@ import { wholeChunks } from './whole-chunks.ts'
 
 /** Extents of the disk that are asked for at a time. */
 const EXTENTS_AT_ONCE = 8192
+/** So much may have changed that starting workers takes longer than what they would do, bytes. */
+const IN_THREAD_BYTES_MAX = 64 << 20
 /** What follows a file and is no longer than this is read with it, bytes. */
 const SLACK_BYTES_MAX = FIXED_BYTES
 
@@ -65,8 +68,8 @@ export interface ImportedDisk {
   /** What is not in the tree; the first of it. */
   problems: DiskProblem[]
   leftOut: number
-  /** To be written when the map is durable. */
-  known: KnownFiles
+  /** Of KnownFiles: to be written when the map is durable. */
+  known: Buffer
 }
 
 /** @throws VarveError LIMIT_EXCEEDED, and what the disk's `read` throws */
@@ -86,7 +89,7 @@ export async function importDisk(context: ImportContext, options: ImportDiskOpti
   files.clear()
   const tree = volumes.length === 0 ? undefined : putTree(context.writer, builder)
   const { filesUnchanged, bytesRead, unreadable } = work
-  return { tree, map, mapDigest: putObject(context.writer, map.encode()), filesUnchanged, bytesRead, problems, leftOut: leftOut + unreadable, known }
+  return { tree, map, mapDigest: putObject(context.writer, map.encode()), filesUnchanged, bytesRead, problems, leftOut: leftOut + unreadable, known: known.encode() }
 }
 
 /** What no volume uses. A filesystem that was not unmounted cleanly is believed only if its journal was replayed. */
@@ -129,6 +132,8 @@ class DiskImport {
   readonly #windows: Ranges | undefined
   /** What is no file's, and is to be stored. */
   readonly #rest: Ranges
+  /** What is no file's, and is zero since the disk holds nothing there. */
+  readonly #blank: Ranges
   /** By range of #rest: it was read with a file, or stays as it is below. */
   readonly #restDone: Uint8Array
   /** What stays as it is below. */
@@ -143,11 +148,14 @@ class DiskImport {
     this.#below = base === undefined ? undefined : BlockMap.resized(base.map, disk.sizeBytes)
     this.#builder = new BlockMapBuilder(disk.sizeBytes, { unmentioned: base === undefined ? HOLE : BELOW })
     this.#content = new DiskContent(context, { disk, builder, map: this.#builder })
-    const rest = difference(difference(dataRanges(disk), files.claim()), free)
+    const rest = difference(difference(wholeDisk(disk.sizeBytes), files.claim()), free)
+    const data = aligned(dataRanges(disk), BLOCK_BYTES, disk.sizeBytes)
     this.#changed = base?.changed === undefined ? undefined : changedNow(base, base.changed, disk.sizeBytes)
     // Where the map below has nothing, the disk may have had what nothing used then.
     this.#windows = this.#changed && aligned(union(this.#changed, intersection(rest, holesOf(this.#below!))), FIXED_BYTES, disk.sizeBytes)
-    this.#rest = this.#windows === undefined ? rest : intersection(rest, this.#windows)
+    const wanted = this.#windows === undefined ? rest : intersection(rest, this.#windows)
+    this.#rest = intersection(wanted, data)
+    this.#blank = difference(wanted, data)
     this.#restDone = new Uint8Array(this.#rest.length / 2)
   }
 
@@ -161,9 +169,13 @@ class DiskImport {
     const { now } = this.#context.progress
     now.filesTotal = files.count
     now.bytesTotal = bytesOf(rest) + files.dataBytes
+    if (this.#changed !== undefined && bytesOf(this.#changed) <= IN_THREAD_BYTES_MAX) this.#context.pipeline.stayInThread()
     for (const item of sortedOrder(starts)) {
-      if (item < files.count) await this.#addFile(item)
-      else if (this.#restDone[item - files.count] === 0) await this.#addRest(item - files.count)
+      if (item < files.count) {
+        if (!this.#keepWhole(item)) await this.#addFile(item)
+      } else if (this.#restDone[item - files.count] === 0) {
+        await this.#addRest(item - files.count)
+      }
     }
     await this.#content.drain()
     this.bytesRead = bytesOf(this.#read.build())
@@ -172,8 +184,9 @@ class DiskImport {
   /** The disk as it is now. After `run`. */
   map(): BlockMap {
     const { disk, free } = this.#parts
+    for (let at = 0; at < this.#blank.length; at += 2) this.#builder.zero(this.#blank[at], this.#blank[at + 1] - this.#blank[at])
     if (this.#below === undefined) return this.#builder.build()
-    const said = union(this.#kept.build(), this.#read.build())
+    const said = union(union(this.#kept.build(), this.#read.build()), this.#blank)
     const toSay = this.#windows === undefined ? wholeDisk(disk.sizeBytes) : union(this.#windows, free)
     const holes = difference(toSay, said)
     for (let at = 0; at < holes.length; at += 2) this.#builder.hole(holes[at], holes[at + 1] - holes[at])
@@ -202,6 +215,23 @@ class DiskImport {
     const length = this.#rest[2 * index + 1] - offset
     this.#read.add(offset, length)
     await this.#content.addRange(offset, length)
+  }
+
+  /** Most files are small, in one piece, and have not changed: they are dealt with at once. */
+  #keepWhole(file: number): boolean {
+    if (this.#below === undefined) return false
+    const { files, builder } = this.#parts
+    const part = files.onlyPart(file)
+    if (part === undefined || part.length > CUT_BYTES_MAX) return false
+    const parts = [part]
+    const chunks = this.#chunksBelow(file, parts)
+    if (chunks === undefined) return false
+    this.#keep(parts)
+    const pieces = this.#pieces(chunks)
+    builder.setContent(files.inodes.values[file], pieces.chunks, pieces.bytes)
+    this.#context.progress.add(0, part.length)
+    this.filesUnchanged++
+    return true
   }
 
   async #addFile(file: number): Promise<void> {

@@ -81,24 +81,27 @@ export class KnownFiles {
     return this.#known.values[file] === 1
   }
 
-  /** What has been noted becomes known for the next import of the disk. @param map that it has now, which is durable */
-  write(directory: string, map: Digest): void {
-    const keys: Uint32Array[] = []
+  /** What has been noted, as a cache for the next import of the disk. */
+  encode(): Buffer {
+    const bytes = Buffer.alloc(HEADER_BYTES + this.#known.length * KEY_BYTES + DIGEST_BYTES)
+    let count = 0
     for (let file = 0; file < this.#known.length; file++) {
       const volume = this.#volumeOf.get(file)
       if (!TRUSTED_TYPES.has(this.#volumes[volume].filesystem.type) || this.#changed.get(file) > this.#newest[volume] - SETTLED_SECONDS) continue
-      const key = new Uint32Array(KEY_WORDS)
-      this.#keys.read(file * KEY_WORDS, key)
-      keys.push(key)
+      this.#keys.read(file * KEY_WORDS, this.#key)
+      bytes.set(new Uint8Array(this.#key.buffer), HEADER_BYTES + count++ * KEY_BYTES)
     }
-    const bytes = Buffer.alloc(HEADER_BYTES + keys.length * KEY_BYTES + DIGEST_BYTES)
     bytes.writeUInt32LE(MAGIC, 0)
-    bytes.writeUInt32LE(keys.length, 4)
-    keys.forEach((key, index) => bytes.set(new Uint8Array(key.buffer), HEADER_BYTES + index * KEY_BYTES))
-    const end = bytes.length - DIGEST_BYTES
+    bytes.writeUInt32LE(count, 4)
+    const end = HEADER_BYTES + count * KEY_BYTES
     bytes.set(digestOf(bytes.subarray(0, end)), end)
+    return bytes.subarray(0, end + DIGEST_BYTES)
+  }
+
+  /** @param cache as `encode` gave it @param map of the disk, which is durable */
+  static write(directory: string, map: Digest, cache: Buffer): void {
     const file = cachePath(directory, map)
-    writeFileSync(`${file}.new`, bytes, { mode: 0o600 })
+    writeFileSync(`${file}.new`, cache, { mode: 0o600 })
     renameSync(`${file}.new`, file)
   }
 

@@ -82,7 +82,9 @@ class Scan {
     this.#mounts.delete('')
     await this.#walk()
     for (const [path, volume] of this.#mounts) {
-      await this.#mount(volume, { entry: this.#makeDirectories(path), depth: path.split('/').length, pathBytes: path.length + 1 })
+      const entry = await this.#ifReadable(path, () => this.#makeDirectories(path))
+      if (entry === undefined) continue
+      await this.#mount(volume, { entry, depth: path.split('/').length, pathBytes: path.length + 1 })
       await this.#walk()
     }
   }
@@ -181,17 +183,20 @@ class Scan {
     return init
   }
 
-  /** Plain directories where a mount point is missing. @returns the entry of the last */
+  /** Plain directories where a mount point is missing. @returns the entry of the last @throws VarveError SOURCE_UNSUPPORTED if something else has its name */
   #makeDirectories(path: string): number {
     let parent = 0
     for (const name of path.split('/')) {
-      let child = -1
-      for (let entry = 1; entry < this.builder.entryCount && child < 0; entry++) {
-        if (this.builder.parentOf(entry) === parent && this.builder.names.get(entry) === name && this.builder.kind(this.builder.inodeOf(entry)) === Kind.directory) child = entry
-      }
-      parent = child >= 0 ? child : this.builder.addEntry(parent, name, this.builder.addInode(IMPLICIT_DIRECTORY))
+      const child = this.#child(parent, name) ?? this.builder.addEntry(parent, name, this.builder.addInode(IMPLICIT_DIRECTORY))
+      if (this.builder.kind(this.builder.inodeOf(child)) !== Kind.directory) throw new VarveError('SOURCE_UNSUPPORTED', 'the volume has no place in the tree: there is a file where it would be mounted')
+      parent = child
     }
     return parent
+  }
+
+  #child(directory: number, name: string): number | undefined {
+    for (let entry = 1; entry < this.builder.entryCount; entry++) if (this.builder.parentOf(entry) === directory && this.builder.names.get(entry) === name) return entry
+    return undefined
   }
 
   #path(directory: number, name?: string): string {
