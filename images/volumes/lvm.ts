@@ -1,6 +1,6 @@
 /**
  * Logical volumes of LVM2: linear and striped ones whose physical volumes are all on one disk. Others are refused one by one, with the reason.
- * What the metadata says: docs/formats/volumes.md.
+ * What the metadata says: docs/volumes.md.
  */
 import type { ReadableDisk } from '../device/block-device.ts'
 import { VarveError } from '../errors.ts'

@@ -32,12 +32,12 @@ async function tableOf(path = image): Promise<VolumeTable> {
   return await readVolumes(disk)
 }
 
-/** What partx shows, without what holds other partitions. */
+/** What partx shows, in units of 512 bytes whatever the sectors, without what holds other partitions. */
 function partx(sectorBytes = 512): { name: string; type: string; label: string; start: number; length: number }[] {
   const text = execFileSync('partx', ['--sector-size', String(sectorBytes), '--pairs', '-o', 'NR,START,SECTORS,NAME,TYPE', image], { encoding: 'utf8' })
   return [...text.matchAll(/NR="(\d+)" START="(\d+)" SECTORS="(\d+)" NAME="([^"]*)" TYPE="([^"]*)"/g)]
     .filter(([, , , , , type]) => !['0x5', '0xf', '0x85', '0xee'].includes(type))
-    .map(([, name, start, sectors, label, type]) => ({ name, type: type.replace(/^0x(.)$/, '0x0$1'), label, start: Number(start) * sectorBytes, length: Number(sectors) * sectorBytes }))
+    .map(([, name, start, sectors, label, type]) => ({ name, type: type.replace(/^0x(.)$/, '0x0$1'), label, start: Number(start) * 512, length: Number(sectors) * 512 }))
 }
 
 function seen({ volumes }: VolumeTable): ReturnType<typeof partx> {
@@ -83,7 +83,12 @@ describe('volumes', () => {
     assert.deepEqual(seen(await tableOf()), partx())
 
     makeDisk(64 * MIB, '')
-    execFileSync('sfdisk', ['-q', '--sector-size', '4096', image], { input: `${lines.join('\n')}\n` , stdio: ['pipe', 'ignore', 'pipe'] })
+    const loop = execFileSync('losetup', ['-f', '--show', '--sector-size', '4096', image], { encoding: 'utf8' }).trim()
+    try {
+      execFileSync('sfdisk', ['-q', '--no-reread', '--no-tell-kernel', loop], { input: `${lines.join('\n')}\n`, stdio: ['pipe', 'ignore', 'pipe'] })
+    } finally {
+      execFileSync('losetup', ['-d', loop])
+    }
     const table = await tableOf()
     assert.deepEqual(seen(table), partx(4096))
     assert.equal(table.volumes.length, 3)
