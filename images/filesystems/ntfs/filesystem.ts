@@ -38,10 +38,12 @@ const LABEL_BYTES_MAX = 2 * 128
 const VOLUME_INFORMATION_BYTES = 0x0c
 const VOLUME_INFORMATION_BYTES_MAX = 256
 const NODES_KEPT_MAX = 1024
-/** Runs of contents that are kept, all together. */
+/** Runs that are kept of all contents together, and of all indexes. */
 const RUNS_KEPT_MAX = 1_000_000
 /** A content is kept as if it had so many more: a compressed one keeps what it decompressed last. */
 const RUNS_OF_A_CONTENT = 10_000
+/** Likewise an index, which keeps its root. */
+const RUNS_OF_AN_INDEX = 1000
 /** Ids are the number of a record, and above it its generation: what refers to a file that is gone is told from the one that took its record. */
 const GENERATION = 2 ** 32
 const GENERATION_MAX = 0xffff
@@ -93,6 +95,7 @@ export class NtfsFilesystem implements VolumeFilesystem {
   readonly #directories: Directories
   /** By id. */
   readonly #nodes = new RecentlyUsed<NtfsNode>(NODES_KEPT_MAX)
+  readonly #indexes = new RecentlyUsed<IndexTree>(RUNS_KEPT_MAX)
   readonly #contents = new RecentlyUsed<Content>(RUNS_KEPT_MAX)
   readonly #majorVersion: number
   #security: Promise<SecurityDescriptors> | undefined
@@ -133,7 +136,7 @@ export class NtfsFilesystem implements VolumeFilesystem {
   }
 
   async list(directory: number): Promise<readonly DirectoryEntry[]> {
-    const index = await this.#index(directory)
+    const index = await this.#indexOf(directory)
     const entries: DirectoryEntry[] = []
     for await (const part of index.entries()) {
       for (const entry of part) {
@@ -147,7 +150,7 @@ export class NtfsFilesystem implements VolumeFilesystem {
   }
 
   async child(directory: number, name: string): Promise<number | undefined> {
-    const index = await this.#index(directory)
+    const index = await this.#indexOf(directory)
     const decoded = decodeName(name)
     const entry = decoded === undefined ? undefined : await this.#lookUp(index, decoded)
     return entry === undefined ? undefined : this.#idOf(entry)
@@ -206,10 +209,18 @@ export class NtfsFilesystem implements VolumeFilesystem {
     return { number, sequence }
   }
 
+  async #indexOf(directory: number): Promise<IndexTree> {
+    if ((await this.#node(directory)).kind !== Kind.directory) throw new RangeError(`${directory} is no directory`)
+    return this.#index(directory)
+  }
+
+  /** Not by its node: what that is may depend on the names in another directory, in a circle if the volume is damaged. @throws VarveError FORMAT_INVALID if it has no index */
   async #index(directory: number): Promise<IndexTree> {
-    const { kind, file } = await this.#node(directory)
-    if (kind !== Kind.directory) throw new RangeError(`${directory} is no directory`)
-    return IndexTree.open(file, NAME_INDEX)
+    const kept = this.#indexes.get(directory)
+    if (kept !== undefined) return kept
+    const index = await IndexTree.open(await this.#mft.file(this.#reference(directory)), NAME_INDEX)
+    this.#indexes.set(directory, index, RUNS_OF_AN_INDEX + index.runs)
+    return index
   }
 
   /** What an entry names, or undefined if it is not shown. @throws VarveError FORMAT_INVALID */

@@ -2,6 +2,8 @@
  * Targets of links as POSIX has them: slashes, names in the case that directories have, and what lies on the same volume relative to the link.
  * What lies elsewhere is below `.NTFS-3G` in the root, where ntfs-3g too expects to be told the places of other drives.
  */
+import { DEPTH_MAX } from '../../tree/limits.ts'
+import { exceeded } from './format.ts'
 import { encodeName } from './names.ts'
 import type { WindowsTarget } from './reparse-point.ts'
 
@@ -43,9 +45,11 @@ export async function posixTarget(directories: Directories, link: number, target
 
 /** Directories between a link and the root, the root not counted. */
 async function depthOf(directories: Directories, link: number): Promise<number> {
-  const seen = new Set<number>()
-  for (let id = await directories.parent(link); id !== undefined && id !== directories.root && !seen.has(id); id = await directories.parent(id)) seen.add(id)
-  return seen.size
+  let depth = 0
+  for (let id = await directories.parent(link); id !== undefined && id !== directories.root; id = await directories.parent(id)) {
+    if (++depth > DEPTH_MAX) throw exceeded(`a link is more than ${DEPTH_MAX} directories deep, or in a circle of them`)
+  }
+  return depth
 }
 
 async function isToldElsewhere(directories: Directories, drive: string | undefined): Promise<boolean> {
