@@ -12,7 +12,7 @@ import { readBootSector } from './boot-sector.ts'
 import type { Geometry } from './boot-sector.ts'
 import { clearRuns } from './cluster-bitmap.ts'
 import type { Content } from './content.ts'
-import { ANY_SEQUENCE, ATTRIBUTE, FILE_ATTRIBUTE, FIRST_USER_RECORD, RECORD, VOLUME_DIRTY, exceeded, invalid, readReference } from './format.ts'
+import { ATTRIBUTE, FILE_ATTRIBUTE, FIRST_USER_RECORD, RECORD, VOLUME_DIRTY, exceeded, invalid, readReference } from './format.ts'
 import type { RecordReference } from './format.ts'
 import { IndexTree } from './index-tree.ts'
 import type { IndexEntry } from './index-tree.ts'
@@ -47,7 +47,7 @@ const RUNS_OF_AN_INDEX = 1000
 /** Ids are the number of a record, and above it its generation: what refers to a file that is gone is told from the one that took its record. */
 const GENERATION = 2 ** 32
 const GENERATION_MAX = 0xffff
-/** Names of a file that Windows hibernated into, and how it begins then. */
+/** Name of the file that Windows hibernates into, and how it begins then. */
 const HIBERNATION = { name: 'hiberfil.sys', magic: /^hibr/i }
 
 /**
@@ -98,7 +98,7 @@ export class NtfsFilesystem implements VolumeFilesystem {
   readonly #indexes = new RecentlyUsed<IndexTree>(RUNS_KEPT_MAX)
   readonly #contents = new RecentlyUsed<Content>(RUNS_KEPT_MAX)
   readonly #majorVersion: number
-  #security: Promise<SecurityDescriptors> | undefined
+  #security: SecurityDescriptors | undefined
   #unclean: boolean
 
   private constructor(mft: Mft, rootId: number, upperCase: UpperCase, { label, isDirty, majorVersion }: VolumeFacts) {
@@ -204,9 +204,13 @@ export class NtfsFilesystem implements VolumeFilesystem {
   #reference(id: number): RecordReference {
     const number = id % GENERATION
     const sequence = Math.floor(id / GENERATION)
-    const isPossible = Number.isSafeInteger(id) && sequence > 0 && sequence <= GENERATION_MAX && number < this.#mft.records && (number >= FIRST_USER_RECORD || number === RECORD.root)
-    if (!isPossible) throw new RangeError(`there is no file ${id}`)
+    if (!Number.isSafeInteger(id) || id < 0 || !this.#isShown({ number, sequence })) throw new RangeError(`there is no file ${id}`)
     return { number, sequence }
+  }
+
+  /** True if a reference may be given out: its id is one. */
+  #isShown({ number, sequence }: RecordReference): boolean {
+    return sequence > 0 && sequence <= GENERATION_MAX && number < this.#mft.records && (number >= FIRST_USER_RECORD || number === RECORD.root)
   }
 
   async #indexOf(directory: number): Promise<IndexTree> {
@@ -234,7 +238,7 @@ export class NtfsFilesystem implements VolumeFilesystem {
   /** @throws VarveError FORMAT_INVALID for a reference that leads nowhere */
   #idOf(entry: IndexEntry): number {
     const reference = readReference(entry.bytes, 0)
-    if (reference.number >= this.#mft.records || reference.sequence === ANY_SEQUENCE) throw invalid(`a directory refers to record ${reference.number} of generation ${reference.sequence}`)
+    if (!this.#isShown(reference)) throw invalid(`a directory refers to record ${reference.number} of generation ${reference.sequence}`)
     return idOf(reference)
   }
 
@@ -258,7 +262,7 @@ export class NtfsFilesystem implements VolumeFilesystem {
     const file = await this.#mft.file(this.#reference(id))
     const names = (await file.all(ATTRIBUTE.fileName)).filter(({ isResident }) => isResident)
     const parent = names.length === 0 ? undefined : readFileName(residentValue(names[0])).parent
-    if (parent === undefined || parent.number >= this.#mft.records || parent.sequence === ANY_SEQUENCE) throw invalid(`record ${file.number} of the MFT is in no directory`)
+    if (parent === undefined || !this.#isShown(parent)) throw invalid(`record ${file.number} of the MFT is in no directory`)
     return idOf(parent)
   }
 
@@ -279,7 +283,7 @@ export class NtfsFilesystem implements VolumeFilesystem {
   async #descriptor(securityId: number): Promise<Buffer | undefined> {
     // Before version 3, each file had its own.
     if (this.#majorVersion < 3) return undefined
-    this.#security ??= SecurityDescriptors.open(this.#mft)
-    return (await this.#security).get(securityId)
+    this.#security ??= await SecurityDescriptors.open(this.#mft)
+    return this.#security.get(securityId)
   }
 }

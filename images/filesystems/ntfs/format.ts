@@ -26,7 +26,7 @@ export const ATTRIBUTE = {
 } as const
 
 /** Flags of an attribute. */
-export const ATTRIBUTE_FLAG = { compressionMask: 0xff, compressed: 0x0001, encrypted: 0x4000 } as const
+export const ATTRIBUTE_FLAG = { compressionMask: 0xff, compressed: 0x0001, encrypted: 0x4000, sparse: 0x8000 } as const
 
 /** Flags of a record. */
 export const RECORD_FLAG = { inUse: 1, directory: 2 } as const

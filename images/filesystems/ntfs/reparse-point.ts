@@ -15,7 +15,7 @@ export const REPARSE_TAG = {
   linuxBlock: 0x80000026,
 } as const
 
-/** [MS-FSCC] 2.1.2.1 */
+/** [MS-FSCC] 2.1.2.2 */
 export const REPARSE_BYTES_MAX = 16 << 10
 
 const HEAD_BYTES = 8

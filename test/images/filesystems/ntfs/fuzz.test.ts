@@ -59,6 +59,21 @@ test('damaged volumes are refused, or read as far as they are sound', async () =
   for (let round = 0; round < ROUNDS; round++) await check(volume, (first + round) >>> 0)
 })
 
+test('blocks of LZX that are stored as they are', () => {
+  const random = new Random(testSeed())
+  const content = Buffer.from(random.bytes(151).map((byte) => byte & 0x7f))
+  // Kind 3, no usual size, the size in 16 bits, and the rest of the second unit; the last three distances; an odd block is filled up.
+  const block = (bytes: Buffer) => {
+    const head = Buffer.alloc(4)
+    head.writeUInt16LE(0x6000 | (bytes.length >> 4))
+    head.writeUInt16LE((bytes.length << 12) & 0xffff, 2)
+    return Buffer.concat([head, Buffer.alloc(12, 1), bytes, Buffer.alloc(bytes.length % 2)])
+  }
+  const into = Buffer.alloc(content.length)
+  decompressLzx(Buffer.concat([block(content.subarray(0, 101)), block(content.subarray(101))]), into)
+  assert.ok(into.equals(content))
+})
+
 test('damaged compressed streams are refused, or fill what they should', () => {
   const seed = testSeed()
   const random = new Random(seed)
