@@ -12,7 +12,7 @@ import { readBootSector } from './boot-sector.ts'
 import type { Geometry } from './boot-sector.ts'
 import { clearRuns } from './cluster-bitmap.ts'
 import type { Content } from './content.ts'
-import { ATTRIBUTE, FILE_ATTRIBUTE, FIRST_USER_RECORD, RECORD, VOLUME_DIRTY, exceeded, invalid, readReference } from './format.ts'
+import { ANY_SEQUENCE, ATTRIBUTE, FILE_ATTRIBUTE, FIRST_USER_RECORD, RECORD, VOLUME_DIRTY, exceeded, invalid, readReference } from './format.ts'
 import type { RecordReference } from './format.ts'
 import { IndexTree } from './index-tree.ts'
 import type { IndexEntry } from './index-tree.ts'
@@ -119,9 +119,11 @@ export class NtfsFilesystem implements VolumeFilesystem {
   static async open(volume: ReadableDisk): Promise<NtfsFilesystem> {
     const mft = await Mft.open(volume, await readBootSector(volume))
     if (mft.records > GENERATION) throw exceeded(`more than ${GENERATION} files`)
-    const root = await mft.systemFile(RECORD.root)
+    const { sequence } = (await mft.systemFile(RECORD.root)).record
+    if (sequence === ANY_SEQUENCE) throw invalid('the root is of no generation')
     const upperCase = new UpperCase(await (await mft.systemFile(RECORD.upCase)).value(ATTRIBUTE.data, UPPER_CASE_BYTES))
-    const filesystem = new NtfsFilesystem(mft, idOf({ number: RECORD.root, sequence: root.record.sequence }), upperCase, await readVolume(mft))
+    const filesystem = new NtfsFilesystem(mft, idOf({ number: RECORD.root, sequence }), upperCase, await readVolume(mft))
+    if ((await filesystem.node(filesystem.root)).kind !== Kind.directory) throw invalid('the root is no directory')
     filesystem.#unclean ||= !await hasCleanLog(mft) || await filesystem.#isHibernated()
     return filesystem
   }
@@ -268,14 +270,14 @@ export class NtfsFilesystem implements VolumeFilesystem {
 
   /** True if Windows was hibernated: what it holds in memory is not on the volume. */
   async #isHibernated(): Promise<boolean> {
-    const id = await this.child(this.root, HIBERNATION.name)
-    if (id === undefined) return false
     try {
+      const id = await this.child(this.root, HIBERNATION.name)
+      if (id === undefined) return false
       const start = Buffer.alloc(4)
       await this.read(id, start, 0)
       return HIBERNATION.magic.test(start.toString('latin1'))
     } catch (error) {
-      if (error instanceof RangeError || isVarveError(error, 'FORMAT_INVALID', 'FORMAT_UNSUPPORTED')) return false
+      if (error instanceof RangeError || isVarveError(error, 'FORMAT_INVALID', 'FORMAT_UNSUPPORTED', 'LIMIT_EXCEEDED')) return false
       throw error
     }
   }
