@@ -36,9 +36,11 @@ export async function posixTarget(directories: Directories, link: number, target
     return encodeName((await resolved(directories, parent, names)).names.join('/'))
   }
   const up = '../'.repeat(await depthOf(directories, link))
-  if (target.kind === 'absolute' && target.path !== '' && !await isToldElsewhere(directories, target.drive)) {
+  // The root of a drive may be that of any volume; the root without a drive is ours.
+  const mayBeHere = target.kind === 'absolute' && (target.path !== '' || target.drive === undefined)
+  if (mayBeHere && !await isToldElsewhere(directories, target.drive)) {
     const { names: found, isFound } = await resolved(directories, directories.root, names)
-    if (isFound || target.drive === undefined) return encodeName(up + found.join('/'))
+    if (isFound || target.drive === undefined) return encodeName(up + found.join('/')) || '.'
   }
   return encodeName([`${up}${ELSEWHERE}`, ...(target.drive === undefined ? [] : [target.drive]), ...names].join('/'))
 }

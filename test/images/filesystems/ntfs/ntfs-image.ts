@@ -69,7 +69,7 @@ export class NtfsImage implements AsyncDisposable {
   }
 
   /** @see ../conformance.ts */
-  async subject(): Promise<FilesystemSubject & AsyncDisposable & { filesystem: NtfsFilesystem }> {
+  async subject(): Promise<FilesystemSubject & AsyncDisposable & { filesystem: NtfsFilesystem; volume: FileDevice }> {
     const model = await this.model()
     const volume = FileDevice.open({ path: this.path, readOnly: true })
     const filesystem = await openNtfs(volume)
