@@ -10,7 +10,7 @@ import { readPart } from '../table-pages.ts'
 import { MIB, NO_GUID, checksumOf, invalid } from './format.ts'
 import type { VhdxHeader } from './format.ts'
 
-const LOG_BYTES_MAX = 64 << 20
+const LOG_BYTES_MAX = 32 << 20
 /** Writes of the log, in all. */
 const WRITES_MAX = 1 << 18
 const SECTOR_BYTES = 4096
