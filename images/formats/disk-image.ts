@@ -45,6 +45,7 @@ export function below(options: OpenImageOptions, files: ImageFiles): OpenImageOp
 
 /**
  * Read-only disk inside an image; `extents` tells data, zero and hole as the format does, through all parents. It owns `file` once it was opened.
+ * As extents are told at once, reads of the file's tables must complete at once, too: those of files do. Reads of its data need not.
  * @throws VarveError FORMAT_INVALID, FORMAT_UNSUPPORTED, LIMIT_EXCEEDED, SOURCE_INVALID, SOURCE_UNSUPPORTED
  */
 export type OpenImage = (file: ReadableDisk & AsyncDisposable, options?: OpenImageOptions) => Promise<BlockDevice>

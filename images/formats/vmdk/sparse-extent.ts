@@ -11,8 +11,9 @@ import type { CompressedCluster } from '../compressed-clusters.ts'
 import { TablePages, filePiece, readPart } from '../table-pages.ts'
 import { SECTOR_BYTES, VMDK_DESCRIPTOR_BYTES_MAX, checkedBytes, invalid } from './descriptor.ts'
 
-/** Bytes: grains are decompressed whole. */
 const GRAIN_BYTES_MAX = 32 << 20
+/** Of those that are decompressed, whole, when a part is read. */
+const COMPRESSED_GRAIN_BYTES_MAX = 2 << 20
 const TABLE_ENTRIES_MAX = 512
 const COWD_TABLE_ENTRIES = 4096
 const DIRECTORY_BYTES_MAX = 32 << 20
@@ -111,7 +112,8 @@ async function readFooter(file: ReadableDisk): Promise<Buffer> {
 function checkedHeader(header: SparseHeader, entriesMax: number): SparseHeader {
   const { grainBytes, tableEntries } = header
   if (grainBytes === 0 || !Number.isInteger(Math.log2(grainBytes))) throw invalid(`grains of ${grainBytes} bytes`)
-  if (grainBytes > GRAIN_BYTES_MAX) throw new VarveError('LIMIT_EXCEEDED', `VMDK: grains of ${grainBytes} bytes; at most ${GRAIN_BYTES_MAX} are read`)
+  const grainBytesMax = header.compressed ? COMPRESSED_GRAIN_BYTES_MAX : GRAIN_BYTES_MAX
+  if (grainBytes > grainBytesMax) throw new VarveError('LIMIT_EXCEEDED', `VMDK: grains of ${grainBytes} bytes; at most ${grainBytesMax} are read`)
   if (tableEntries === 0 || tableEntries > entriesMax) throw invalid(`grain tables of ${tableEntries} entries`)
   return header
 }
