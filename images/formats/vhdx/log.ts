@@ -61,7 +61,7 @@ export async function replayedFile(file: ReadableDisk, { logGuid, logVersion, lo
   }
   for (const write of writes) if (write.bytes !== undefined) sizeBytes = Math.max(sizeBytes, write.end)
   if (!Number.isSafeInteger(sizeBytes)) throw invalid(`its log makes the file ${sizeBytes} bytes long`)
-  return writes.length === 0 ? file : overlaid(file, sizeBytes, writes)
+  return writes.length === 0 && sizeBytes === file.sizeBytes ? file : overlaid(file, sizeBytes, writes)
 }
 
 /** Entries that are replayed, in order: of the sequence whose last entry is the newest, those from its tail on. */
