@@ -21,6 +21,8 @@ import type { DiskProblem, MountedVolume } from './open-volumes.ts'
 
 /** The walk lets others run after so long. */
 const SLICE_MS = 8
+/** Columns grow by less, bytes. */
+const COLUMN_STEP_BYTES = 8 << 20
 /** Problems that are told one by one. */
 const PROBLEMS_MAX = 1000
 
@@ -56,6 +58,7 @@ class Scan {
   readonly #volumes: readonly MountedVolume[]
   readonly #problems: DiskProblem[]
   readonly #known: KnownFiles
+  readonly #space: Workspace
   readonly #pending: Pending[] = []
   /** By volume: directories that were found. */
   readonly #directories: Set<number>[]
@@ -69,6 +72,7 @@ class Scan {
     this.#volumes = volumes
     this.#problems = problems
     this.#known = known
+    this.#space = space
     this.builder = new TreeBuilder(IMPLICIT_DIRECTORY, space)
     this.files = new DiskFiles(space)
     this.#directories = volumes.map(() => new Set())
@@ -215,6 +219,9 @@ class Scan {
 
   #note(error: unknown, where: string): void {
     if (!isVarveError(error, ...CONTENT_CODES)) throw error
+    // What there is no memory for is not left out, one after another: the import ends.
+    this.#space.take(COLUMN_STEP_BYTES)
+    this.#space.take(-COLUMN_STEP_BYTES)
     this.leftOut++
     if (this.#problems.length < PROBLEMS_MAX) this.#problems.push({ where: printPath(where), problem: error.message })
   }
