@@ -32,9 +32,9 @@ export interface ComposeOptions {
 /** What is told about a composed disk, and remembered with it. */
 export interface ComposedSummary {
   sizeBytes: number
-  /** UUID of the root filesystem, text form. */
+  /** UUID of the root filesystem, text form; '' for a disk that was imported. */
   rootUuid: string
-  /** In the order of their numbers. */
+  /** In the order of their numbers; none of a disk that was imported. */
   partitions: { name: string; guid: string; firstByte: number; byteLength: number }[]
   /** Inodes of the merged tree. */
   files: number
@@ -84,6 +84,7 @@ export class ComposeConflictError extends VarveError {
 export async function compose(recipe: Recipe, options: ComposeOptions): Promise<Composition> {
   const clock = new PhaseClock()
   const digest = recipeDigest(recipe)
+  if (recipe.disk.boot === 'own') return await importedDisk(recipe, digest, options, clock)
   return (await composedBefore(digest, options, clock)) ?? (await composeAnew(recipe, digest, options, clock))
 }
 
@@ -114,6 +115,29 @@ async function composedBefore(digest: Digest, { store, catalog }: ComposeOptions
     diskDigest,
     cached: true,
     figures,
+  }
+}
+
+/** Nothing is composed: the map is there since the disk was imported. */
+async function importedDisk({ disk, layers }: Recipe, digest: Digest, { store }: ComposeOptions, clock: PhaseClock): Promise<Composition> {
+  if (disk.map === undefined) throw new RangeError('a recipe of a disk as it was imported names its map')
+  const encoded = await getObject(store, disk.map)
+  const map = BlockMap.decode(encoded)
+  const tree = Buffer.compare(layers[0].tree, disk.map) === 0 ? undefined : (await loadTrees(layers, { store }))[0]
+  clock.end('read')
+  return {
+    sizeBytes: map.sizeBytes,
+    rootUuid: '',
+    partitions: [],
+    files: tree?.inodeCount ?? 0,
+    contentBytes: tree?.contentBytes ?? map.dataBytes,
+    report: { paths: [], conflicts: [], open: 0, unusedDecisions: [] },
+    recipeDigest: digest,
+    map,
+    mapDigest: disk.map,
+    diskDigest: digestOf(encoded),
+    cached: true,
+    figures: { metadataBytes: 0, storedBytes: 0, milliseconds: clock.figures() },
   }
 }
 

@@ -51,6 +51,7 @@ const COMMAND_LINE_CHARACTERS_MAX = 1024
 export async function prepareRecipe(request: RecipeRequest, options: PrepareOptions): Promise<Recipe> {
   const { layers, policy, started } = await layersAndPolicy(request, options.catalog)
   if (layers.length === 0) throw new VarveError('NOT_FOUND', `${request.cvd ?? 'the stack'} has no layers; there is nothing to compose`)
+  if (policy.boot === 'own') return ownDiskRecipe(layers)
   for (const layer of layers) {
     if (layer.content !== 'tree') throw new VarveError('FORMAT_UNSUPPORTED', `layer ${nameOf(layer)} is a disk and cannot be composed with others; serve it as layer:${nameOf(layer)}`)
   }
@@ -74,6 +75,18 @@ export async function prepareRecipe(request: RecipeRequest, options: PrepareOpti
   return request.cvd === undefined ? recipe : withBootSet(recipe, { layers, started, options })
 }
 
+/** @throws VarveError FORMAT_UNSUPPORTED if there is no one disk that is meant */
+function ownDiskRecipe(layers: readonly Layer[]): Recipe {
+  const [layer] = layers
+  if (layers.length > 1) throw new VarveError('FORMAT_UNSUPPORTED', `a disk as it was imported is of one layer, and these are ${layers.length}; say --boot grub to compose their files`)
+  if (layer.map === null) throw new VarveError('FORMAT_UNSUPPORTED', `layer ${nameOf(layer)} was not imported from a disk; say --boot grub or none to compose its files`)
+  return {
+    layers: [{ name: nameOf(layer), kind: layer.kind, tree: layer.digest }],
+    decisions: new Map(),
+    disk: { boot: 'own', map: layer.map, bootKit: null, sizeBytes: null, freeBytes: null, label: '', filesystem: 'ext4', bootSet: null, kernelCommandLine: '' },
+  }
+}
+
 /** A CVD takes the boot set of its stack with its first start. One that was started without keeps its disk. */
 async function withBootSet(recipe: Recipe, { layers, started, options }: { layers: readonly Layer[]; started: Digest | null; options: PrepareOptions }): Promise<Recipe> {
   const bootSet = await layoutBootSet(layers, options)
@@ -92,7 +105,7 @@ async function layersAndPolicy({ cvd, layers, policy }: RecipeRequest, catalog: 
 
 /** @throws VarveError NAME_INVALID, LIMIT_EXCEEDED */
 export function checkPolicy({ boot, sizeBytes, freeBytes, label, kernelCommandLine }: ComposePolicy): void {
-  if (boot !== undefined && boot !== 'grub' && boot !== 'none') throw new VarveError('NAME_INVALID', `${String(boot)} is not a way to boot; there are grub and none`)
+  if (boot !== undefined && boot !== 'grub' && boot !== 'none' && boot !== 'own') throw new VarveError('NAME_INVALID', `${String(boot)} is not a way to boot; there are grub, none and own`)
   for (const bytes of [sizeBytes, freeBytes]) {
     if (bytes !== undefined && !(Number.isSafeInteger(bytes) && bytes >= 0)) throw new VarveError('LIMIT_EXCEEDED', `${bytes} is not a number of bytes`)
   }

@@ -28,8 +28,13 @@ export interface RecipeLayer {
 }
 
 export interface DiskOptions {
-  /** `grub`: GPT with an EFI system partition, BIOS boot code and a root partition. `none`: GPT with the root partition alone. */
-  boot: 'grub' | 'none'
+  /**
+   * `grub`: GPT with an EFI system partition, BIOS boot code and a root partition. `none`: GPT with the root partition alone.
+   * `own`: the disk that the one layer was imported from, as it was; nothing else here matters then.
+   */
+  boot: 'grub' | 'none' | 'own'
+  /** Where `boot` is `own`: the block map of that disk. */
+  map?: Digest
   /** Bytes of the whole disk; null: as large as content and `freeBytes` ask for. */
   sizeBytes: number | null
   /** Free space of the root filesystem where `sizeBytes` is null, bytes; null: content + 25%, at least 1 GiB. */
@@ -74,6 +79,7 @@ export function encodeRecipe(recipe: Recipe): Uint8Array {
         freeBytes: disk.freeBytes,
         kernelCommandLine: disk.kernelCommandLine,
         label: disk.label,
+        ...(disk.map === undefined ? {} : { map: hexOrNull(disk.map) }),
         sizeBytes: disk.sizeBytes,
       },
       layers: layers.map(({ kind, tree }) => ({ kind, tree: hexOrNull(tree) })),

@@ -24,7 +24,7 @@ const SIZE_BYTES_MAX = 2 ** 46
 
 export function withPolicyOptions(command: Command): Command {
   return command
-    .addOption(new Option('--boot <loader>', 'grub (BIOS and UEFI), or none (for -kernel boots and data disks)').choices(['grub', 'none']))
+    .addOption(new Option('--boot <loader>', 'grub (BIOS and UEFI), none (for -kernel boots and data disks), or own (a disk as it was imported)').choices(['grub', 'none', 'own']))
     .option('--size <bytes>', 'size of the disk, such as 40G; default: content + 25%, at least 1 GiB free')
     .option('--label <text>', 'label of the root filesystem')
     .option('--kernel-arguments <text>', 'appended to the kernel command line')

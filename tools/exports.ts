@@ -1,5 +1,6 @@
 /**
- * Exports of a home: `CVD` is writable, `CVD@SNAPSHOT` and `layer:NAME@N` are not. What the NBD server asks for by name is opened here.
+ * Exports of a home: `CVD` is writable, `CVD@SNAPSHOT` and `layer:NAME@N` are not, nor are images of those, `image:FORMAT:CVD@SNAPSHOT`,
+ * which are not listed. What the NBD server asks for by name is opened here.
  * While a CVD is open, a control socket lets other processes ask its owner for a snapshot.
  */
 import { closeSync, openSync, rmSync } from 'node:fs'
@@ -8,6 +9,7 @@ import type { Logger } from 'pino'
 import { controlRequest } from '@varve/blockserver/control/client.ts'
 import type { ControlHandler, SnapshotAnswer } from '@varve/blockserver/control/protocol.ts'
 import { ControlServer } from '@varve/blockserver/control/server.ts'
+import { formatImageName, parseImageName } from '@varve/blockserver/nbd/image-name.ts'
 import type { ExportInfo, ExportNames, ExportSource, MetaContext, OpenedExport } from '@varve/blockserver/nbd/export.ts'
 import { compose } from '@varve/composer/compose.ts'
 import { prepareRecipe } from '@varve/composer/prepare-recipe.ts'
@@ -21,11 +23,11 @@ import type { Home } from '@varve/images/store/home.ts'
 import type { Lease } from '@varve/images/store/lease.ts'
 import { formatLayerName, parseCvdName } from '@varve/images/store/names.ts'
 import { CvdDisk } from './cvd-disk.ts'
+import { HomeImages, checkImageDisk } from './home-images.ts'
 import { snapshotDocument } from './names.ts'
+import { LAYER_PREFIX } from './settled-disk.ts'
 import { readMap } from './settlement.ts'
 import { DiskLearning } from './streaming/disk-learning.ts'
-
-const LAYER_PREFIX = 'layer:'
 
 type Opened = Omit<OpenedExport, 'name'>
 
@@ -52,6 +54,11 @@ export class HomeExportNames implements ExportNames {
   /** A layer without a version is its latest. The empty name is the only CVD, if there is one. */
   async canonicalName(name: string): Promise<string> {
     try {
+      const image = parseImageName(name)
+      if (image !== undefined) {
+        checkImageDisk(image.disk)
+        return formatImageName({ ...image, disk: await this.canonicalName(image.disk) })
+      }
       if (name.startsWith(LAYER_PREFIX)) return `${LAYER_PREFIX}${formatLayerName(await this.#home.catalog.layer(name.slice(LAYER_PREFIX.length)))}`
       if (name !== '') {
         parseCvdName(name)
@@ -72,6 +79,7 @@ export class HomeExports extends HomeExportNames implements ExportSource {
   readonly #log: Logger
   readonly #cache: ChunkCache
   readonly #disks = new Map<string, CvdDisk>()
+  readonly #images: HomeImages
 
   /** @param cache borrowed, as the home */
   constructor(home: Home, log: Logger, cache: ChunkCache) {
@@ -79,15 +87,18 @@ export class HomeExports extends HomeExportNames implements ExportSource {
     this.#home = home
     this.#log = log
     this.#cache = cache
+    this.#images = new HomeImages(home, cache)
   }
 
   /** A CVD, which writes: its overlay has one owner. */
   exclusive(name: string): boolean {
-    return !name.startsWith(LAYER_PREFIX) && parseCvdName(name).snapshot === undefined
+    return parseImageName(name) === undefined && !name.startsWith(LAYER_PREFIX) && parseCvdName(name).snapshot === undefined
   }
 
   async open(name: string): Promise<OpenedExport> {
     try {
+      const image = parseImageName(name)
+      if (image !== undefined) return { name, ...(await this.#openImage(image)) }
       if (name.startsWith(LAYER_PREFIX)) return { name, ...(await this.#openLayer(name.slice(LAYER_PREFIX.length))) }
       const { cvd, snapshot } = parseCvdName(name)
       return { name, ...(snapshot === undefined ? await this.#openCvd(cvd) : await this.#openSnapshot(cvd, snapshot)) }
@@ -146,7 +157,7 @@ export class HomeExports extends HomeExportNames implements ExportSource {
     const lease = store.lease()
     try {
       const layer = await catalog.layer(reference)
-      const recipe = await prepareRecipe({ layers: [formatLayerName(layer)], policy: { boot: 'none' } }, { catalog, store })
+      const recipe = await prepareRecipe({ layers: [formatLayerName(layer)], policy: { boot: layer.map === null ? 'none' : 'own' } }, { catalog, store })
       const { map } = await compose(recipe, { store, catalog })
       const device = new MapDevice(map, store, this.#cache)
       return { device, close: () => closeLeased(device, lease), description: `layer ${formatLayerName(layer)}` }
@@ -154,6 +165,11 @@ export class HomeExports extends HomeExportNames implements ExportSource {
       lease.release()
       throw error
     }
+  }
+
+  async #openImage({ format, disk }: { format: string; disk: string }): Promise<Opened> {
+    const { device, release } = await this.#images.hold(disk, format)
+    return { device, close: release, description: `${format} image of ${disk}` }
   }
 
   #handler(disk: CvdDisk): ControlHandler {

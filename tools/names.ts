@@ -29,6 +29,7 @@ export function layerDocument(layer: Layer) {
     kind: layer.kind,
     content: layer.content,
     digest: digestToHex(layer.digest),
+    map: layer.map === null ? null : digestToHex(layer.map),
     entries: layer.entries,
     contentBytes: layer.contentBytes,
     createdAt: formatTime(layer.createdAtMs),

@@ -13,6 +13,7 @@ const COMMANDS: Record<string, () => Promise<AddCommands>> = {
   layer: async () => (await import('./commands/layer.ts')).addLayerCommands,
   cvd: async () => (await import('./commands/cvd.ts')).addCvdCommands,
   compose: async () => (await import('./commands/compose.ts')).addComposeCommand,
+  export: async () => (await import('./commands/export.ts')).addExportCommand,
   serve: async () => (await import('./commands/serve.ts')).addServeCommand,
   config: async () => (await import('./commands/config.ts')).addConfigCommands,
   agent: async () => (await import('./commands/agent.ts')).addAgentCommands,

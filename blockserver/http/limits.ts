@@ -14,6 +14,8 @@ export const HTTP_REQUEST_MS_MAX = 10_000
 export const HTTP_ANSWER_MS_MAX = 30_000
 /** Until a file of the recovery medium, some 60 MiB, has gone over a thin line; a line on which nothing moves is ended before. */
 export const HTTP_BOOT_FILE_MS_MAX = 3_600_000
+/** Until an image of a disk has gone over a line. */
+export const HTTP_IMAGE_MS_MAX = 24 * 3_600_000
 /** Between two requests of a connection. */
 export const HTTP_IDLE_MS_MAX = 30_000
 /** A connection on which nothing moves while it is answered. */

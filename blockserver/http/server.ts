@@ -17,6 +17,7 @@ import { agentsRoute } from './routes/agents.ts'
 import { bootFilesRoute } from './routes/boot-files.ts'
 import { exportsRoute } from './routes/exports.ts'
 import { healthRoute } from './routes/health.ts'
+import { imagesRoute } from './routes/images.ts'
 import { metricsRoute } from './routes/metrics.ts'
 import { streamRoute } from './routes/stream.ts'
 import type { ServiceView } from './service-view.ts'
@@ -103,6 +104,8 @@ async function application({ view, streams, credentials, recovery, log }: HttpSe
   await app.register(exportsRoute, { view })
   await app.register(agentsRoute, { view })
   await app.register(streamRoute)
+  const { image } = view
+  if (image !== undefined) await app.register(imagesRoute, { open: image })
   if (recovery !== undefined) await app.register(bootFilesRoute, { directory: recovery })
   app.get('/openapi.json', { schema: { hide: true } }, () => app.swagger())
   return app

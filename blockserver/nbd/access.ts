@@ -5,6 +5,7 @@
 import net from 'node:net'
 import { VarveError } from '@varve/images/errors.ts'
 import { peerUid } from '@varve/images/native/libc.ts'
+import { parseImageName } from './image-name.ts'
 
 export const ALLOWANCES = ['deny', 'read-only', 'read-write'] as const
 export type Allowance = (typeof ALLOWANCES)[number]
@@ -45,9 +46,10 @@ export class AccessRules {
     this.askIdentity = rules.some(({ identity }) => identity !== undefined)
   }
 
-  /** @param exportName canonical */
+  /** @param exportName canonical; of an image, the rules for its disk hold */
   allowance(exportName: string, client: ClientIdentity): Allowance {
-    return this.#conditions.find((condition) => condition.matches(exportName, client))?.allow ?? 'deny'
+    const name = parseImageName(exportName)?.disk ?? exportName
+    return this.#conditions.find((condition) => condition.matches(name, client))?.allow ?? 'deny'
   }
 }
 

@@ -14,6 +14,8 @@ const BACKOFF_MS_MIN = 20
 const BACKOFF_MS_MAX = 2000
 /** Payload of one request, unless the server tells less; a longer one is split. */
 const REQUEST_BYTES_MAX = 32 * 1024 * 1024
+/** Of a server that does not tell. */
+const MINIMUM_BLOCK_BYTES = 512
 
 export interface PoolOptions extends ConnectOptions {
   /** 4 unless given; one where the server does not say that several see the same. */
@@ -26,6 +28,8 @@ export class NbdPool implements AsyncDisposable {
   readonly sizeBytes: number
   readonly readOnly: boolean
   readonly contexts: readonly string[]
+  /** Offsets and lengths of requests are multiples of it, bytes, but where the export ends. */
+  readonly minimumBlockBytes: number
   /** Connections that were made again. */
   reconnections = 0
   /**
@@ -54,6 +58,7 @@ export class NbdPool implements AsyncDisposable {
     this.sizeBytes = sizeBytes
     this.readOnly = readOnly
     this.contexts = contexts
+    this.minimumBlockBytes = blockSizes?.minimum ?? MINIMUM_BLOCK_BYTES
     this.#requestBytesMax = Math.min(blockSizes?.maximum ?? REQUEST_BYTES_MAX, REQUEST_BYTES_MAX)
     this.#reconnectMsMax = options.reconnectMsMax ?? RECONNECT_MS_MAX
     const reconnect = async (closed: AbortSignal) => {

@@ -23,12 +23,14 @@ export interface FileBatch {
   identities: Uint32Array
 }
 
-/** Runs whose bytes are at hand, one after the other from the start of `bytes`. */
+/** Runs whose bytes are at hand. */
 export interface ByteBatch {
   kind: 'bytes'
   count: number
   /** Shared memory; free again for others when the result is there. */
   bytes: Uint8Array
+  /** Where in `bytes` a run starts. */
+  starts: Uint32Array
   lengths: Uint32Array
   flags: Uint8Array
 }

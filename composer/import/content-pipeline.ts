@@ -7,6 +7,7 @@ import { SEGMENT_BYTES } from '@varve/images/chunk/limits.ts'
 import { VarveError } from '@varve/images/errors.ts'
 import type { ErrorCode } from '@varve/images/errors.ts'
 import type { PackStore } from '@varve/images/store/pack-store.ts'
+import type { PackWriter } from '@varve/images/store/pack-writer.ts'
 import type { WriterFigures } from '@varve/images/store/chunk-store.ts'
 import type { BatchError, BatchResult, ContentBatch } from './content-batch.ts'
 import { ClaimTable } from './claim-table.ts'
@@ -49,13 +50,15 @@ export class ContentPipeline implements AsyncDisposable {
   #pool: Promise<Pool> | undefined
   /** The first batch, until it is known whether there is a second. */
   #first: Held | undefined
+  /** Of this thread, if all batches are to be stored by it. */
+  #own: { writer: PackWriter; storer: ContentStorer } | undefined
   #underWay = 0
   #failure: { error: Error } | undefined
   #waiting: (() => void)[] = []
   #freeSlots: Uint8Array[] = []
   #slots = 0
   /** Written by this thread. */
-  readonly #own: WriterFigures = { chunks: 0, bytes: 0, chunksNew: 0, bytesNew: 0, bytesStored: 0 }
+  readonly #ownWritten: WriterFigures = { chunks: 0, bytes: 0, chunksNew: 0, bytesNew: 0, bytesStored: 0 }
 
   constructor(options: ContentPipelineOptions) {
     this.#options = options
@@ -63,6 +66,12 @@ export class ContentPipeline implements AsyncDisposable {
   }
 
   readonly #onAbort = (): void => this.#fail(this.#options.signal?.reason)
+
+  /** What comes is so little that this thread stores it all, as it comes: before the first batch. */
+  stayInThread(): void {
+    const writer = this.#options.store.writer({ signal: this.#options.signal })
+    this.#own = { writer, storer: new ContentStorer(writer) }
+  }
 
   /** True if `submit` may be called now. */
   get hasRoom(): boolean {
@@ -85,9 +94,19 @@ export class ContentPipeline implements AsyncDisposable {
     return new Uint8Array(new SharedArrayBuffer(SEGMENT_BYTES))
   }
 
+  /** Gives back what `slot` gave, without a batch. */
+  giveBack(slot: Uint8Array): void {
+    this.#freeSlots.push(slot)
+    this.#wake()
+  }
+
   /** Hands over a batch, whose memory is the worker's until `onResult` is called. */
   submit(batch: ContentBatch, onResult: (result: BatchResult) => void): void {
     this.#underWay++
+    if (this.#own !== undefined) {
+      this.#done(batch, onResult, this.#own.storer.store(batch))
+      return
+    }
     if (this.#pool === undefined) {
       if (this.#first === undefined) {
         this.#first = { batch, onResult }
@@ -111,7 +130,7 @@ export class ContentPipeline implements AsyncDisposable {
       const storer = new ContentStorer(writer)
       this.#done(batch, onResult, storer.store(batch))
       await storer.commit()
-      add(this.#own, writer.written)
+      add(this.#ownWritten, writer.written)
     }
     while (this.#underWay > 0) await this.#change()
   }
@@ -119,7 +138,11 @@ export class ContentPipeline implements AsyncDisposable {
   /** Drains, and makes all chunks durable. @returns what was written so far @throws what a batch failed with */
   async commit(): Promise<WriterFigures> {
     await this.drain()
-    const figures = { ...this.#own }
+    if (this.#own !== undefined) {
+      await this.#own.storer.commit()
+      return { ...this.#own.storer.written }
+    }
+    const figures = { ...this.#ownWritten }
     if (this.#pool === undefined) return figures
     const pool = await this.#pool
     const taken = new Int32Array(new SharedArrayBuffer(4))
@@ -133,6 +156,7 @@ export class ContentPipeline implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.#options.signal?.removeEventListener('abort', this.#onAbort)
+    await this.#own?.writer[Symbol.asyncDispose]()
     // What is not committed by now is not wanted: the workers are stopped where they are.
     if (this.#pool !== undefined) await this.#pool.then((pool) => pool.destroy()).catch(() => undefined)
   }

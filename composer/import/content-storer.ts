@@ -59,12 +59,10 @@ export class ContentStorer {
     if (this.#commit?.failure !== undefined) throw this.#commit.failure as Error
     this.#chunks = 0
     const chunkCounts = new Uint32Array(batch.count)
-    let at = 0
     for (let run = 0; run < batch.count; run++) {
       const before = this.#chunks
       if (batch.kind === 'bytes') {
-        this.#put(batch.bytes.subarray(at, at + batch.lengths[run]), (batch.flags[run] & RUN_FIXED) !== 0)
-        at += batch.lengths[run]
+        this.#put(batch.bytes.subarray(batch.starts[run], batch.starts[run] + batch.lengths[run]), (batch.flags[run] & RUN_FIXED) !== 0)
       } else if (!this.#putFile(batch, run)) {
         this.#chunks = before
         chunkCounts[run] = RUN_CHANGED

@@ -97,8 +97,7 @@ export async function importTrees(options: ImportTreesOptions): Promise<{ trees:
 async function readTrees(options: ImportTreesOptions, writer: PackWriter): Promise<{ trees: StoredTree[]; figures: ImportFigures }> {
   const { store, signal, cacheDirectory } = options
   const source = typeof options.source === 'string' ? parseSource(options.source) : options.source
-  const workers = Math.min(options.workers ?? Math.min(availableParallelism(), WORKERS_DEFAULT_MAX), WORKERS_MAX)
-  if (!(Number.isInteger(workers) && workers >= 1)) throw new RangeError(`${options.workers} is not a number of workers`)
+  const workers = workersOf(options)
   signal?.throwIfAborted()
   const progress = new Progress(options.onProgress)
   await using pipeline = new ContentPipeline({ store, packsDirectory: store.directory, workers, signal })
@@ -126,8 +125,14 @@ async function readSource(context: ImportContext, source: Source, squash: boolea
   }
 }
 
+/** How many there are to be. */
+export function workersOf({ workers = Math.min(availableParallelism(), WORKERS_DEFAULT_MAX) }: Pick<ImportTreesOptions, 'workers'>): number {
+  if (!(Number.isInteger(workers) && workers >= 1)) throw new RangeError(`${workers} is not a number of workers`)
+  return Math.min(workers, WORKERS_MAX)
+}
+
 /** Together with the workers, some 512 MiB. */
-function columnsBytesMax(workers: number): number {
+export function columnsBytesMax(workers: number): number {
   return COLUMNS_BYTES_MAX - Math.max(0, workers - WORKERS_COUNTED) * WORKER_BYTES
 }
 

@@ -1,5 +1,6 @@
 /**
- * Source: what a layer is imported from, as people write it: `dir:PATH`, `tar:FILE`, `tar:-`, `oci:DIR[:TAG]`, `overlay:UPPERDIR`.
+ * Source: what a layer is imported from, as people write it: `dir:PATH`, `tar:FILE`, `tar:-`, `oci:DIR[:TAG]`, `overlay:UPPERDIR`,
+ * `disk:FILE|DEVICE`, `nbd:URI`.
  */
 import { VarveError } from '@varve/images/errors.ts'
 
@@ -10,14 +11,26 @@ export type Source =
   | { kind: 'tar'; path: string }
   | { kind: 'oci'; path: string; tag?: string }
 
-export const SOURCE_FORMS = 'dir:PATH, tar:FILE, tar:-, oci:DIR[:TAG] or overlay:UPPERDIR'
+/** A disk is imported by import-disk-layer.ts; `nbd` is opened by whoever has a client. */
+export type DiskSource = { kind: 'disk'; path: string } | { kind: 'nbd'; uri: string }
+
+export const SOURCE_FORMS = 'dir:PATH, tar:FILE, tar:-, oci:DIR[:TAG], overlay:UPPERDIR, disk:FILE|DEVICE or nbd:URI'
+
+/** @returns undefined for what is no disk @throws VarveError SOURCE_INVALID */
+export function parseDiskSource(text: string): DiskSource | undefined {
+  const [, kind, rest] = /^(disk|nbd):(.*)$/s.exec(text) ?? []
+  if (kind === undefined) return undefined
+  if (rest === '' || rest.includes('\0')) throw new VarveError('SOURCE_INVALID', `${JSON.stringify(text)} names no disk; give disk:FILE, disk:DEVICE or nbd:URI`)
+  // A URI begins with nbd: by itself.
+  return kind === 'disk' ? { kind, path: rest } : { kind: 'nbd', uri: rest.startsWith('//') ? text : rest }
+}
 
 /** @throws VarveError SOURCE_INVALID, SOURCE_UNSUPPORTED */
 export function parseSource(text: string): Source {
   const colon = text.indexOf(':')
   const kind = text.slice(0, Math.max(colon, 0))
   const path = text.slice(colon + 1)
-  if (kind === 'disk') throw new VarveError('SOURCE_UNSUPPORTED', `${text}: disk images cannot be imported yet; mount the disk and import it with dir:PATH`)
+  if (kind === 'disk' || kind === 'nbd') throw new VarveError('SOURCE_UNSUPPORTED', `${text} is a disk, which becomes a layer by itself`)
   if (kind !== 'dir' && kind !== 'tar' && kind !== 'oci' && kind !== 'overlay') {
     throw new VarveError('SOURCE_INVALID', `${JSON.stringify(text)} is not a source; give ${SOURCE_FORMS}`)
   }

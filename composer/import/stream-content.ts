@@ -24,6 +24,7 @@ export interface DataSource {
 /** What is known of the runs of a batch until their results come. In columns: an object for each would be there too long to be cheap. */
 class Runs {
   readonly inodes = new Uint32Array(BATCH_RUNS)
+  readonly starts = new Uint32Array(BATCH_RUNS)
   readonly lengths = new Uint32Array(BATCH_RUNS)
   readonly flags = new Uint8Array(BATCH_RUNS)
   /** Of files of more than one run, by run: where they are collected, and the number of the run there. */
@@ -61,6 +62,7 @@ export class StreamContent {
       await source.readData(bytes)
       const runs = this.#runs
       runs.inodes[runs.count] = inode
+      runs.starts[runs.count] = runs.bytes - run.length
       runs.lengths[runs.count] = run.length
       runs.flags[runs.count] = fixed ? RUN_FIXED : 0
       if (content !== undefined) {
@@ -76,8 +78,8 @@ export class StreamContent {
   flush(): void {
     if (this.#slot === undefined) return
     const runs = this.#runs
-    const { count, lengths, flags } = runs
-    const batch = { kind: 'bytes' as const, count, bytes: this.#slot, lengths: lengths.slice(0, count), flags: flags.slice(0, count) }
+    const { count, starts, lengths, flags } = runs
+    const batch = { kind: 'bytes' as const, count, bytes: this.#slot, starts: starts.slice(0, count), lengths: lengths.slice(0, count), flags: flags.slice(0, count) }
     this.#slot = undefined
     this.#runs = new Runs()
     this.#context.pipeline.submit(batch, (result) => this.#take(runs, result))

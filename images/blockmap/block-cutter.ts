@@ -33,26 +33,39 @@ export class BlockCutter {
 
   /** Puts `bytes`, which lie at `offset` of the disk, inside one window. They may be used again afterwards. */
   put(bytes: Uint8Array, offset: number): void {
-    let runStart = 0
-    for (let at = 0; at < bytes.length;) {
-      const end = Math.min(bytes.length, at + BLOCK_BYTES - ((offset + at) % BLOCK_BYTES))
-      if (isZero(bytes, at, end)) {
-        this.#putRun(bytes, runStart, at, offset)
-        if (this.#zeroes === 'mention') this.#builder.zero(offset + at, end - at)
-        runStart = end
-      }
-      at = end
-    }
-    this.#putRun(bytes, runStart, bytes.length, offset)
+    splitBlocks(bytes, offset, {
+      data: (from, to) => this.#putRun(bytes, from, to, offset),
+      zeroes: (from, to) => this.#zeroes === 'mention' && this.#builder.zero(offset + from, to - from),
+    })
   }
 
   #putRun(bytes: Uint8Array, from: number, to: number, offset: number): void {
-    if (from === to) return
     const digest = this.#writer.put(bytes.subarray(from, to))
     this.#builder.data(offset + from, to - from, this.#builder.addChunk(digest, to - from), 0)
   }
 }
 
-function isZero(bytes: Uint8Array, from: number, to: number): boolean {
+/** Told of in order; together they are all bytes. @param from @param to places in the bytes */
+export interface BlockSplit {
+  data(from: number, to: number): void
+  zeroes(from: number, to: number): void
+}
+
+/** Splits bytes that lie at `offset` of a disk, inside one window, into runs of blocks that are not all zero, and blocks that are. */
+export function splitBlocks(bytes: Uint8Array, offset: number, split: BlockSplit): void {
+  let runStart = 0
+  for (let at = 0; at < bytes.length; ) {
+    const end = Math.min(bytes.length, at + BLOCK_BYTES - ((offset + at) % BLOCK_BYTES))
+    if (isZero(bytes, at, end)) {
+      if (at > runStart) split.data(runStart, at)
+      split.zeroes(at, end)
+      runStart = end
+    }
+    at = end
+  }
+  if (bytes.length > runStart) split.data(runStart, bytes.length)
+}
+
+export function isZero(bytes: Uint8Array, from: number, to: number): boolean {
   return bytes[from] === 0 && ZEROES.compare(bytes, from, to, 0, to - from) === 0
 }

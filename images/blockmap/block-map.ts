@@ -75,6 +75,17 @@ export class BlockMap {
     return new BlockMap({ sizeBytes: lower.sizeBytes, ...checkCount(extents.columns()), ...chunks.columns() })
   }
 
+  /** The disk cut short, or with a hole at its end. */
+  static resized(map: BlockMap, sizeBytes: number): BlockMap {
+    if (map.sizeBytes === sizeBytes) return map
+    const chunks = new ChunkTable(map.chunkCount)
+    const extents = new ExtentColumns(map.extentCount + 1)
+    const appender = new Appender(map, chunks, extents)
+    for (let index = 0; index < map.extentCount && map.starts[index] < sizeBytes; index++) appender.append(index, Math.min(map.endOf(index), sizeBytes))
+    extents.append(sizeBytes - extents.end, HOLE, 0)
+    return new BlockMap({ sizeBytes, ...checkCount(extents.columns()), ...chunks.columns() })
+  }
+
   /** Canonical: the same extents give the same bytes. */
   encode(): Uint8Array {
     return encodeBlockMap(this)

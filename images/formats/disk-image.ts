@@ -2,6 +2,7 @@
  * Disk images: the contract of the formats that hypervisors keep disks in. Each format is read by a function that gives the disk inside as a BlockDevice,
  * and offered by one that computes the image of a disk: a BlockDevice too, whose bytes are those of the image file, none of them written anywhere.
  */
+import { VarveError } from '../errors.ts'
 import type { BlockDevice, ReadableDisk } from '../device/block-device.ts'
 
 /** As qemu-img names them, but `vhd` for its `vpc`. */
@@ -26,10 +27,27 @@ export interface OpenImageOptions {
   files?: ImageFiles
   /** Images above this one in a chain. */
   depth?: number
+  /** Internal snapshot that is read instead of the disk as it is now, by id or name; only qcow2 has such. */
+  snapshot?: string
+  /** A qcow2 image without those below it: what it has not itself is a hole. */
+  alone?: boolean
+  /** Is told, in a line, what is wrong with an image that is read nevertheless. */
+  warn?: (message: string) => void
+}
+
+/**
+ * Options for the image below one that was opened with `options`.
+ * @throws VarveError LIMIT_EXCEEDED
+ */
+export function below(options: OpenImageOptions, files: ImageFiles): OpenImageOptions {
+  const depth = (options.depth ?? 0) + 1
+  if (depth >= CHAIN_MAX) throw new VarveError('LIMIT_EXCEEDED', `more than ${CHAIN_MAX} images lie over one another`)
+  return { ...options, files, depth, snapshot: undefined }
 }
 
 /**
  * Read-only disk inside an image; `extents` tells data, zero and hole as the format does, through all parents. It owns `file` once it was opened.
+ * As extents are told at once, reads of the file's tables must complete at once, too: those of files do. Reads of its data need not.
  * @throws VarveError FORMAT_INVALID, FORMAT_UNSUPPORTED, LIMIT_EXCEEDED, SOURCE_INVALID, SOURCE_UNSUPPORTED
  */
 export type OpenImage = (file: ReadableDisk & AsyncDisposable, options?: OpenImageOptions) => Promise<BlockDevice>

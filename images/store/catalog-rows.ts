@@ -26,6 +26,7 @@ export function layerOf(row: LayerRow): Layer {
     kind: row.kind as LayerKind,
     content: row.content as Layer['content'],
     digest: digestFromHex(row.digest),
+    map: digestOrNull(row.content === 'block map' ? row.digest : row.map_digest),
     entries: row.entries,
     contentBytes: row.content_bytes,
     createdAtMs: row.created_at_ms,

@@ -26,6 +26,7 @@ export interface LayerRow {
   kind: string
   content: string
   digest: string
+  map_digest: string | null
   entries: number
   content_bytes: number
   created_at_ms: number

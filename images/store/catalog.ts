@@ -50,6 +50,8 @@ export interface LayerInit {
   content: 'tree' | 'block map'
   /** Of the object. */
   digest: Digest
+  /** Block map of the disk that it was imported from, if it was one; if it is a disk and no files, this is `digest`. */
+  map?: Digest | null
   /** Entries of the tree; 0 for a block map. */
   entries: number
   /** Bytes of all files, or of the disk. */
@@ -65,6 +67,7 @@ export interface Layer extends LayerInit {
   version: number
   createdAtMs: number
   labels: Record<string, string>
+  map: Digest | null
 }
 
 /**
@@ -574,13 +577,14 @@ export class Catalog implements AsyncDisposable {
    */
   async roots(): Promise<Root[]> {
     const found = await this.#change(async (db) => {
-      const layers = await db.selectFrom('layers').select(['name', 'version', 'content', 'digest']).execute()
+      const layers = await db.selectFrom('layers').select(['name', 'version', 'content', 'digest', 'map_digest']).execute()
       const cvds = await db.selectFrom('cvds').select(['name', 'base_map_digest']).execute()
       const snapshots = await db.selectFrom('snapshots').innerJoin('cvds', 'cvds.id', 'snapshots.cvd_id').select(['cvds.name as cvd', 'snapshots.name', 'snapshots.map_digest', 'snapshots.base_map_digest']).execute()
       const composed = await db.selectFrom('composed_maps').select(['recipe_digest', 'map_digest']).execute()
       const objects = await db.selectFrom('objects').select(['kind', 'key', 'digest']).execute()
       return [
         ...layers.map((layer) => ({ type: layer.content as ObjectType, digest: layer.digest, holder: `layer ${formatLayerName(layer)}` })),
+        ...layers.map((layer) => ({ type: 'block map' as const, digest: layer.map_digest, holder: `disk of layer ${formatLayerName(layer)}` })),
         ...cvds.map(({ name, base_map_digest: digest }) => ({ type: 'block map' as const, digest, holder: `CVD ${name}` })),
         ...snapshots.map(({ cvd, name, map_digest, base_map_digest }) => ({ type: 'block map' as const, digest: map_digest ?? base_map_digest, holder: `snapshot ${cvd}@${name}` })),
         ...composed.map(({ recipe_digest, map_digest: digest }) => ({ type: 'block map' as const, digest, holder: `composed disk ${recipe_digest}` })),
@@ -609,6 +613,7 @@ async function insertLayer(db: Transaction<CatalogTables>, init: LayerInit): Pro
     kind: init.kind,
     content: init.content,
     digest: digestToHex(init.digest),
+    map_digest: init.map === undefined || init.map === null ? null : digestToHex(init.map),
     entries: init.entries,
     content_bytes: init.contentBytes,
     created_at_ms: Date.now(),

@@ -10,6 +10,7 @@ import type { Migration } from 'kysely/migration'
 export const CATALOG_MIGRATIONS: Record<string, Migration> = {
   '0001-layers-cvds-snapshots': { up: layersCvdsSnapshots },
   '0002-agents': { up: agents },
+  '0003-disks-of-layers': { up: disksOfLayers },
 }
 
 /** What PRAGMA user_version is when all are applied. */
@@ -121,4 +122,8 @@ async function agents(db: Kysely<unknown>): Promise<void> {
     .addColumn('seen_at_ms', 'bigint')
     .addColumn('revoked_at_ms', 'bigint')
     .execute()
+}
+
+async function disksOfLayers(db: Kysely<unknown>): Promise<void> {
+  await db.schema.alterTable('layers').addColumn('map_digest', 'text').execute()
 }

@@ -10,9 +10,11 @@ import { readdirSync, rmSync } from 'node:fs'
 import path from 'node:path'
 import test from 'node:test'
 import { setTimeout as delay } from 'node:timers/promises'
+import { importDiskLayer } from '@varve/composer/import/import-disk-layer.ts'
 import { importLayer } from '@varve/composer/import/import-layer.ts'
 import { digestToHex } from '@varve/images/chunk/digest.ts'
 import { Home } from '@varve/images/store/home.ts'
+import { openImage } from '@varve/images/formats/open-image.ts'
 import { formatLayerName } from '@varve/images/store/names.ts'
 import { checkRoots, reachableChunks } from '@varve/images/store/reachable.ts'
 import { Random, testSeed } from '../random.ts'
@@ -188,7 +190,11 @@ test('an import that is killed at any moment leaves a home that opens, is clean,
   await warm.end()
   rmSync(scratch.join('warm'), { recursive: true })
 
-  const importArguments = (): string[] => ['import', crashed.directory, ...(random.chance(0.5) ? [source.directory, source.archive] : [source.archive, source.directory])]
+  const importArguments = (): string[] => {
+    const sources = [source.directory, source.archive, source.disk]
+    const first = random.below(sources.length)
+    return ['import', crashed.directory, ...sources.slice(first), ...sources.slice(0, first)]
+  }
   await measure(...importArguments())
   source.change()
   let importMs = await measure(...importArguments())
@@ -206,9 +212,9 @@ test('an import that is killed at any moment leaves a home that opens, is clean,
     const heard = await kill(victim)
     if (collector !== undefined) await kill(collector)
     const fresh = await crashed.check(message())
-    // Directory and archive give the same tree: whatever has become visible is that one.
-    assert.ok(fresh.size <= 1, `${message()}: one source gave ${fresh.size} trees`)
-    if (heard === 0 && fresh.size === 1) figures.unheard++
+    // Directory and archive give the same tree, the disk one that has lost+found, too: whatever has become visible is one of these.
+    assert.ok(fresh.size <= 2, `${message()}: one source gave ${fresh.size} trees`)
+    if (heard === 0 && fresh.size > 0) figures.unheard++
     if (random.chance(0.1)) await killCreation()
     if (round % KILLS_PER_COLLECTION === 0) await collectKilled()
   }
@@ -249,14 +255,19 @@ test('an import that is killed at any moment leaves a home that opens, is clean,
   await crashed.collect()
   source.change()
   const digests: string[] = []
+  const disks: string[] = []
   for (const directory of [crashed.directory, scratch.join('elsewhere')]) {
     await using home = await Home.open(directory)
     for (const each of [source.directory, source.archive]) {
       const { layers } = await importLayer({ home, name: 'last', kind: 'base', source: each, workers: 2 })
       digests.push(digestToHex(layers[0].digest))
     }
+    await using image = await openImage(source.disk.slice('disk:'.length))
+    const { layer } = await importDiskLayer({ home, name: 'disk', kind: 'base', disk: image.disk, source: source.disk, workers: 2 })
+    disks.push(digestToHex(layer.digest), digestToHex(layer.map!))
   }
   assert.equal(new Set(digests).size, 1, `${message()}: ${digests.join()}`)
+  assert.equal(new Set(disks).size, 2, `${message()}: ${disks.join()}`)
   await crashed.check(message())
   t.diagnostic(`an import takes ${importMs.toFixed()} ms, a collection ${collectMs.toFixed()} ms; ${JSON.stringify(figures)}`)
 })

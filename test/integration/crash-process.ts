@@ -4,8 +4,11 @@
  * is durable. Ends with its standard input.
  */
 import { once } from 'node:events'
+import { importDiskLayer } from '@varve/composer/import/import-disk-layer.ts'
 import { importLayer } from '@varve/composer/import/import-layer.ts'
 import { digestToHex } from '@varve/images/chunk/digest.ts'
+import { openImage } from '@varve/images/formats/open-image.ts'
+import type { Layer } from '@varve/images/store/catalog.ts'
 import { Home } from '@varve/images/store/home.ts'
 import { formatLayerName } from '@varve/images/store/names.ts'
 import { reachableChunks } from '@varve/images/store/reachable.ts'
@@ -24,9 +27,17 @@ else await collectForever()
 async function importForever(): Promise<never> {
   for (let index = 0; ; index = (index + 1) % sources.length) {
     const source = sources[index]
-    const { layers } = await importLayer({ home, name: source.slice(0, source.indexOf(':')), kind: 'base', source, workers: WORKERS })
-    for (const layer of layers) process.stdout.write(`ack ${formatLayerName(layer)} ${digestToHex(layer.digest)}\n`)
+    for (const layer of source.startsWith('disk:') ? [await importDisk(source)] : await importFiles(source)) process.stdout.write(`ack ${formatLayerName(layer)} ${digestToHex(layer.digest)}\n`)
   }
+}
+
+async function importFiles(source: string): Promise<Layer[]> {
+  return (await importLayer({ home, name: source.slice(0, source.indexOf(':')), kind: 'base', source, workers: WORKERS })).layers
+}
+
+async function importDisk(source: string): Promise<Layer> {
+  await using image = await openImage(source.slice('disk:'.length))
+  return (await importDiskLayer({ home, name: 'disk', kind: 'base', disk: image.disk, source, workers: WORKERS })).layer
 }
 
 async function collectForever(): Promise<never> {

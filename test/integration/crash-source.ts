@@ -1,5 +1,5 @@
 /**
- * A directory of files of mixed sizes for crash tests, and an archive of it; part of it changes from round to round.
+ * A directory of files of mixed sizes for crash tests, an archive of it, and a disk that holds it; part of it changes from round to round.
  */
 import { execFileSync } from 'node:child_process'
 import { appendFileSync, closeSync, linkSync, mkdirSync, openSync, rmSync, writeFileSync, writeSync } from 'node:fs'
@@ -18,6 +18,7 @@ export class CrashSource {
   /** As `varve layer import` takes them. */
   readonly directory: string
   readonly archive: string
+  readonly disk: string
   readonly #root: string
   readonly #archiveFile: string
   readonly #random: Random
@@ -29,6 +30,7 @@ export class CrashSource {
     this.#archiveFile = path.join(scratch, 'source.tar')
     this.directory = `dir:${this.#root}`
     this.archive = `tar:${this.#archiveFile}`
+    this.disk = `disk:${scratch}/source.img`
     this.#random = random
     for (let index = 0; index < DIRECTORIES; index++) mkdirSync(path.join(this.#root, `d${index}`), { recursive: true })
     for (let index = 0; index < FILES; index++) this.#write(index)
@@ -76,6 +78,9 @@ export class CrashSource {
 
   #pack(): void {
     execFileSync('tar', ['--format=posix', '--numeric-owner', '-C', this.#root, '-cf', this.#archiveFile, '.'])
+    const file = this.disk.slice('disk:'.length)
+    rmSync(file, { force: true })
+    execFileSync('mke2fs', ['-q', '-t', 'ext4', '-b', '1024', '-d', this.#root, file, '16M'])
   }
 }
 

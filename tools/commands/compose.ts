@@ -103,7 +103,7 @@ function compositionText(composition: Composition): string {
     ['size', formatBytes(sizeBytes)],
     ['files', `${files}, ${formatBytes(contentBytes)}`],
     ['digest', digestToHex(diskDigest)],
-    ['root', `UUID=${rootUuid}`],
+    ...(rootUuid === '' ? [] : [['root', `UUID=${rootUuid}`]]),
     ['conflicts', report.conflicts.length === 0 ? 'none' : conflictText(report)],
     ['store', cached ? 'unchanged: composed before' : `grew by ${formatBytes(figures.storedBytes)}`],
     ['time', formatDuration(figures.milliseconds.total)],

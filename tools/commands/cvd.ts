@@ -3,14 +3,19 @@
  */
 import type { Command } from 'commander'
 import type { Cvd, JsonObject } from '@varve/images/store/catalog.ts'
-import { formatLayerName } from '@varve/images/store/names.ts'
+import { parseDiskSource } from '@varve/composer/import/source.ts'
+import { VarveError } from '@varve/images/errors.ts'
+import { checkName, formatLayerName } from '@varve/images/store/names.ts'
 import { policyDocument, withPolicyOptions } from '../cvd-policy.ts'
 import type { PolicyOptions } from '../cvd-policy.ts'
 import { ownCvd, removeCvdFiles } from '../cvd-disk.ts'
+import { importDiskSource, withDiskImportOptions } from '../import-disk.ts'
+import type { DiskImportOptions } from '../import-disk.ts'
 import { action } from '../invocation.ts'
 import { cvdDocument, formatTime, snapshotDocument } from '../names.ts'
 import { formatTable } from '../terminal.ts'
 import { dryRun } from './compose.ts'
+import { useLittleHeap } from './layer-import.ts'
 
 export function addCvdCommands(program: Command): void {
   const cvd = program.command('cvd').description('CVDs: named stacks of layers')
@@ -20,6 +25,20 @@ export function addCvdCommands(program: Command): void {
       await using home = await invocation.openHome()
       const created = await home.catalog.createCvd({ name, layers: options.layer, policy: policyDocument(options) })
       invocation.result(cvdDocument(created), `${name}: ${created.layers.map(formatLayerName).join(', ')}`)
+    }))
+
+  withDiskImportOptions(cvd.command('import').argument('<name>').argument('<disk>', 'disk:FILE|DEVICE or nbd:URI').option('--layer <name>', 'of the disk; default: the name of the CVD'))
+    .description('import a disk as a layer, and stack a CVD of it that is that disk, with its own boot loader')
+    .action(action(async (invocation, name: string, source: string, options: DiskImportOptions & { layer?: string }) => {
+      const disk = parseDiskSource(source)
+      if (disk === undefined) throw new VarveError('SOURCE_INVALID', `${source} is not a disk; give disk:FILE, disk:DEVICE or nbd:URI`)
+      checkName(name, 'CVD')
+      useLittleHeap()
+      await using home = await invocation.openHome()
+      if ((await home.catalog.cvds()).some((one) => one.name === name)) throw new VarveError('ALREADY_EXISTS', `there is a CVD ${name} already; import the disk as the next version of its layer with varve layer import`)
+      const { layer, document, text } = await importDiskSource(invocation, home, { name: options.layer ?? name, kind: 'base', source: disk, options })
+      const created = await home.catalog.createCvd({ name, layers: [formatLayerName(layer)], policy: { boot: 'own' } })
+      invocation.result({ ...document, cvd: cvdDocument(created) }, `${text}\n${name}: ${created.layers.map(formatLayerName).join(', ')}`)
     }))
 
   cvd.command('list').description('all CVDs').action(action(async (invocation) => {

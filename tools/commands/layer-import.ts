@@ -2,31 +2,37 @@
  * `varve layer import`.
  */
 import { setFlagsFromString } from 'node:v8'
-import { InvalidArgumentError, Option } from 'commander'
+import { Option } from 'commander'
 import type { Command } from 'commander'
-import { SOURCE_FORMS } from '@varve/composer/import/source.ts'
+import { SOURCE_FORMS, parseDiskSource } from '@varve/composer/import/source.ts'
 import { LAYER_KINDS } from '@varve/images/store/catalog.ts'
 import type { LayerKind } from '@varve/images/store/catalog.ts'
+import { importDiskSource, withDiskImportOptions } from '../import-disk.ts'
+import type { DiskImportOptions } from '../import-disk.ts'
 import { action } from '../invocation.ts'
 import { layerDocument } from '../names.ts'
 import { formatBytes, formatDuration, formatTable } from '../terminal.ts'
 
-interface ImportOptions {
+interface ImportOptions extends DiskImportOptions {
   kind: LayerKind
   squash?: boolean
-  workers?: number
 }
 
 export function addLayerImport(layer: Command): void {
-  layer.command('import').argument('<name>').argument('<source>', SOURCE_FORMS)
+  withDiskImportOptions(layer.command('import').argument('<name>').argument('<source>', SOURCE_FORMS)
     .addOption(new Option('--kind <kind>', 'what the layer is').choices(LAYER_KINDS).makeOptionMandatory())
-    .option('--squash', 'an OCI image becomes one layer, instead of one for each of its own')
-    .option('--workers <number>', 'threads that read, hash and compress; default: one for each processor, 4 at most', parseWorkers)
-    .description('import files as the next version of a layer')
+    .option('--squash', 'an OCI image becomes one layer, instead of one for each of its own'))
+    .description('import files, or a disk with its files, as the next version of a layer')
     .action(action(async (invocation, name: string, source: string, options: ImportOptions) => {
       const { importLayer } = await import('@varve/composer/import/import-layer.ts')
-      useLittleHeap()
+      const disk = parseDiskSource(source)
+      if (options.changed === undefined && options.bitmap === undefined) useLittleHeap()
       await using home = await invocation.openHome()
+      if (disk !== undefined) {
+        const { document, text } = await importDiskSource(invocation, home, { name, kind: options.kind, source: disk, options })
+        invocation.result(document, text)
+        return
+      }
       const progress = await invocation.progress(`importing ${name}`)
       const started = performance.now()
       try {
@@ -68,16 +74,10 @@ export function addLayerImport(layer: Command): void {
     }))
 }
 
-function parseWorkers(text: string): number {
-  const workers = Number(text)
-  if (!(Number.isInteger(workers) && workers >= 1)) throw new InvalidArgumentError('give a whole number from 1')
-  return workers
-}
-
 /**
  * An import has little on its heap that lives, and makes much garbage: a heap that grows before it is collected would hold more of it, and be no faster.
  * Threads that help to collect would wait for one another, and for the workers, longer than the work takes that they share.
  */
-function useLittleHeap(): void {
+export function useLittleHeap(): void {
   for (const flag of ['--semi-space-growth-factor=1', '--heap-growing-percent=20', '--no-parallel-scavenge']) setFlagsFromString(flag)
 }

@@ -7,6 +7,7 @@ import { diffTrees } from '@varve/images/tree/tree-diff.ts'
 import { Kind } from '@varve/images/tree/tree.ts'
 import { action } from '../invocation.ts'
 import { formatTime, layerDocument, readLayerTree } from '../names.ts'
+import { readMap } from '../settlement.ts'
 import { formatBytes, formatTable } from '../terminal.ts'
 import { addLayerImport } from './layer-import.ts'
 
@@ -24,10 +25,16 @@ export function addLayerCommands(program: Command): void {
   layer.command('show').argument('<layer>', 'NAME (the latest version) or NAME@N').description('one layer').action(action(async (invocation, name: string) => {
     await using home = await invocation.openHome()
     const found = await home.catalog.layer(name)
+    const disk = found.map === null ? {} : { diskBytes: (await readMap(home, found.map)).sizeBytes }
+    if (found.content === 'block map') {
+      const document = { ...layerDocument(found), ...disk }
+      invocation.result(document, formatTable(Object.entries({ ...document, labels: JSON.stringify(document.labels) }).map(([key, value]) => [key, String(value)])))
+      return
+    }
     const tree = await readLayerTree(home, found)
     const counts: Record<string, number> = {}
     for (const [kind, code] of Object.entries(Kind)) counts[kind] = tree.kind.reduce((sum, at) => sum + (at === code ? 1 : 0), 0)
-    const document = { ...layerDocument(found), inodes: counts, chunks: tree.chunkCount }
+    const document = { ...layerDocument(found), ...disk, inodes: counts, chunks: tree.chunkCount }
     const lines = Object.entries({ ...document, labels: JSON.stringify(document.labels), inodes: Object.entries(counts).filter(([, count]) => count > 0).map(([kind, count]) => `${count} ${kind}`).join(', ') })
     invocation.result(document, formatTable(lines.map(([key, value]) => [key, String(value)])))
   }))

@@ -3,7 +3,7 @@
  */
 import type { Logger } from 'pino'
 import type { HttpServer } from '@varve/blockserver/http/server.ts'
-import type { ServiceView } from '@varve/blockserver/http/service-view.ts'
+import type { ImageRequest, ServiceView } from '@varve/blockserver/http/service-view.ts'
 import type { ExportInfo } from '@varve/blockserver/nbd/export.ts'
 import { NbdServer } from '@varve/blockserver/nbd/server.ts'
 import { StreamServer } from '@varve/blockserver/stream/server.ts'
@@ -11,7 +11,10 @@ import { isVarveError, VarveError } from '@varve/images/errors.ts'
 import { type Home, packsDirectory } from '@varve/images/store/home.ts'
 import { CacheFiller } from '@varve/images/device/cache-filler.ts'
 import { ChunkCache } from '@varve/images/device/chunk-cache.ts'
+import { AccessRules } from '@varve/blockserver/nbd/access.ts'
 import { HomeExportNames } from '../exports.ts'
+import { HomeImages } from '../home-images.ts'
+import type { HeldImage } from '../home-images.ts'
 import { exportsOfHome } from '../served-exports.ts'
 import { tokenHash } from '../streaming/agent-token.ts'
 import { HomeStreams } from '../streaming/home-streams.ts'
@@ -27,6 +30,7 @@ const FIXED = [
   ['http.listen', (settings: Settings) => settings.http.listen],
   ['http.tls', (settings: Settings) => settings.http.tls],
   ['http.recovery', (settings: Settings) => settings.http.recovery],
+  ['http.images', (settings: Settings) => settings.http.images],
 ] as const
 
 export class Service implements AsyncDisposable {
@@ -37,6 +41,7 @@ export class Service implements AsyncDisposable {
   readonly #home: Home
   readonly #streamed: HomeStreams
   readonly #streams: StreamServer
+  readonly #images: HomeImages
   readonly #log: Logger
   /** What is closed last. */
   #opened: AsyncDisposable | undefined
@@ -58,6 +63,7 @@ export class Service implements AsyncDisposable {
       threads, exports: exportsOfHome(home.directory, cache), threadEnded: (thread) => cache.threadEnded(thread), log, limits: settings.limits, ...policyOptions(settings),
     }))
     const service = new Service(settings, { exports: new HomeExportNames(home), cache, nbd, home, log })
+    opened.use(service.#images)
     opened.use(service.#streamed)
     opened.use(service.#streams)
     await service.#listenHttp()
@@ -72,6 +78,7 @@ export class Service implements AsyncDisposable {
     this.#nbd = nbd
     this.#home = home
     this.#log = log
+    this.#images = new HomeImages(home, cache)
     this.#streamed = new HomeStreams(home)
     this.#streams = new StreamServer({ source: this.#streamed, settings: streamSettings(settings), log })
   }
@@ -112,8 +119,16 @@ export class Service implements AsyncDisposable {
     await this.#opened?.[Symbol.asyncDispose]()
   }
 
+  /** As over NBD: the rules of access hold, for the disk by its canonical name. */
+  async #image({ disk, format, client }: ImageRequest): Promise<HeldImage> {
+    const name = await this.#exports.canonicalName(disk)
+    const { access } = this.#settings
+    if (access.length > 0 && new AccessRules(access).allowance(name, client) === 'deny') throw new VarveError('EXPORT_NOT_FOUND', `there is no export ${JSON.stringify(disk)}`)
+    return this.#images.hold(name, format)
+  }
+
   async #listenHttp(): Promise<void> {
-    const { listen, recovery } = this.#settings.http
+    const { listen, recovery, images } = this.#settings.http
     if (listen === 'off') return
     const view: ServiceView = {
       exports: () => this.exports(),
@@ -128,6 +143,7 @@ export class Service implements AsyncDisposable {
         await this.#streamed.prepare()
         return id
       },
+      ...(images ? { image: (request: ImageRequest) => this.#image(request) } : {}),
       stopping: () => this.#stopping,
     }
     // Fastify and its schemas take longer to load than all the rest: only for those who want them.

@@ -16,6 +16,7 @@ export interface SettingsOptions {
   cache?: number
   http?: string
   recovery?: string
+  images?: true
   logLevel?: Settings['log']['level']
   tls?: Settings['tls']['mode']
   tlsCert?: string
@@ -35,6 +36,7 @@ export function addSettingsOptions(command: Command): Command {
     .addOption(new Option('--cache <size>', 'memory for what is read, as 512M or 2G (default: an eighth of the memory, at least 256M, at most 4G)').argParser(cacheBytes))
     .option('--http <address>', `metrics, health and API; off: none (default: ${http.listen})`)
     .option('--recovery <directory>', 'offer what varve recovery build made in it under /boot/, for machines that boot from the network')
+    .option('--images', 'offer snapshots and layers as image files under /images/ of HTTP')
     .addOption(new Option('--log-level <level>', `logs are JSON on standard error (default: ${log.level})`).choices(LOG_LEVELS))
     .addOption(new Option('--tls <mode>', `whether clients may or must use TLS (default: ${tls.mode})`).choices(TLS_MODES))
     .option('--tls-cert <file>', 'certificate of the server with its chain, PEM')
@@ -63,7 +65,7 @@ export function overridesOf(options: SettingsOptions, { homeGiven }: Invocation)
     home: homeGiven,
     nbd: { listen: options.nbd, threads: options.threads, defaultExport: options.defaultExport },
     cache: { bytesMax: options.cache },
-    http: { listen: options.http, recovery: file(options.recovery) },
+    http: { listen: options.http, recovery: file(options.recovery), images: options.images },
     log: { level: options.logLevel },
     tls: { mode: options.tls, certificate: file(options.tlsCert), key: file(options.tlsKey), ca: file(options.tlsCa), verifyPeer: options.tlsVerifyPeer, psk: file(options.tlsPsk) },
   }

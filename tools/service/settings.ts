@@ -37,6 +37,8 @@ export interface Settings {
     tls: (typeof HTTP_TLS_MODES)[number]
     /** Directory of what `varve recovery build` made, which is offered under /boot/. */
     recovery: string | undefined
+    /** Whether disks are offered as image files under /images/, by the rules of [[access]]. */
+    images: boolean
   }
   log: { level: (typeof LOG_LEVELS)[number] }
   limits: NbdLimits
@@ -74,7 +76,7 @@ export function defaultSettings(): Settings {
     home: undefined,
     nbd: { listen: ['127.0.0.1:10809'], threads: os.availableParallelism(), defaultExport: undefined, drainMsMax: 5000 },
     cache: { bytesMax: defaultCacheBytes() },
-    http: { listen: '127.0.0.1:8470', tls: 'off', recovery: undefined },
+    http: { listen: '127.0.0.1:8470', tls: 'off', recovery: undefined, images: false },
     log: { level: 'warn' },
     limits: { ...NBD_LIMITS },
     stream: { ...STREAM_LIMITS },
@@ -97,7 +99,7 @@ type Readers<Section> = { readonly [Name in keyof Section]-?: ValueReader<NonNul
 export const SECTIONS: { readonly [Name in 'nbd' | 'cache' | 'http' | 'log' | 'limits' | 'stream' | 'tls']: Readers<Settings[Name]> } = {
   nbd: { listen: addresses, threads: wholeNumber({ min: 1, max: THREADS_MAX }), defaultExport: text, drainMsMax: wholeNumber({ min: 0, max: DRAIN_MS_LONGEST }) },
   cache: { bytesMax: wholeNumber(CACHE_BYTES_RANGE) },
-  http: { listen: addressOrOff, tls: oneOf(HTTP_TLS_MODES), recovery: pathOf('a directory') },
+  http: { listen: addressOrOff, tls: oneOf(HTTP_TLS_MODES), recovery: pathOf('a directory'), images: flag },
   log: { level: oneOf(LOG_LEVELS) },
   limits: limitReaders(NBD_LIMIT_RANGES),
   stream: limitReaders(STREAM_LIMIT_RANGES),

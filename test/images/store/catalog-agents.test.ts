@@ -96,7 +96,7 @@ describe('agents', () => {
       await catalog.addLayer({ name: 'base', kind: 'base', content: 'tree', digest: digestOf(Buffer.from('base')), entries: 0, contentBytes: 0, source: 'dir:/' })
     }
     const database = new Database(file)
-    database.exec("DROP TABLE agents; DROP TABLE agent_tokens; DELETE FROM kysely_migration WHERE name > '0001-layers-cvds-snapshots'")
+    database.exec("DROP TABLE agents; DROP TABLE agent_tokens; ALTER TABLE layers DROP COLUMN map_digest; DELETE FROM kysely_migration WHERE name > '0001-layers-cvds-snapshots'")
     database.pragma('user_version = 1')
     await using catalog = await Catalog.open(file)
     assert.deepEqual(await catalog.agents(), [])

@@ -27,6 +27,7 @@ bytes-max = 536_870_912
 listen = "off"
 tls = "required"
 recovery = "/srv/varve/boot"
+images = true
 
 [log]
 level = "info"
@@ -105,7 +106,7 @@ test('every setting is taken from the file; relative paths start from its direct
     home: '/srv/varve',
     nbd: { listen: ['[::1]:10809', 'unix:/run/varve/nbd.sock'], threads: 3, defaultExport: 'desk', drainMsMax: 10_000 },
     cache: { bytesMax: 512 << 20 },
-    http: { listen: 'off', tls: 'required', recovery: '/srv/varve/boot' },
+    http: { listen: 'off', tls: 'required', recovery: '/srv/varve/boot', images: true },
     log: { level: 'info' },
     limits: {
       connectionsMax: 5000, connectionsPerPeerMax: 50, handshakeMsMax: 5000, idleMsMax: 60_000, optionBytesMax: 8192, inFlightRequestsMax: 64, inFlightBytesMax: 33_554_432, unsentBytesMax: 1_048_576,
@@ -222,7 +223,7 @@ test('varve config check ends with 1 and a line for each mistake, show prints wh
     ...JSON.parse(JSON.stringify(defaultSettings())),
     home: scratch.join('given'),
     nbd: { listen: ['127.0.0.1:3'], threads: 5, drainMsMax: 5000 },
-    http: { listen: '127.0.0.1:2', tls: 'off' },
+    http: { listen: '127.0.0.1:2', tls: 'off', images: false },
     log: { level: 'debug' },
     tls: { mode: 'off', verifyPeer: false, certificate: scratch.join('a.pem'), key: scratch.join('b.pem') },
   })

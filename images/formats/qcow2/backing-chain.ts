@@ -1,0 +1,46 @@
+/**
+ * Backing chain of a qcow2 image: what it, and the images between, have written since the disk was that of an image below.
+ */
+import path from 'node:path'
+import { RangesBuilder } from '../../blockmap/ranges.ts'
+import type { Ranges } from '../../blockmap/ranges.ts'
+import { FileDevice } from '../../device/file-device.ts'
+import { CHAIN_MAX } from '../disk-image.ts'
+import { detectFormat } from '../open-image.ts'
+import { readQcow2Header } from './header.ts'
+import { openQcow2 } from './reader.ts'
+
+/** Extents that are asked for at a time. */
+const EXTENTS_AT_ONCE = 8192
+
+/**
+ * @param file an image that was opened with all below it before: what may be opened was checked then
+ * @param isKnown of an image below, by its path
+ * @returns the first that is known, and what was written above it; undefined if none is
+ * @throws VarveError FORMAT_INVALID, FORMAT_UNSUPPORTED
+ */
+export async function changedAbove(file: string, isKnown: (file: string) => boolean): Promise<{ file: string; changed: Ranges } | undefined> {
+  const changed = new RangesBuilder()
+  for (let at = file, depth = 0; depth < CHAIN_MAX; depth++) {
+    await using opened = FileDevice.open({ path: at, readOnly: true })
+    if (await detectFormat(opened) !== 'qcow2') return undefined
+    const { backingName, sizeBytes } = await readQcow2Header(opened)
+    // Names of other machines, and options, are of no file that is known here.
+    if (backingName === undefined || /^[a-z][a-z0-9+.-]+:/i.test(backingName)) return undefined
+    await addOwn(at, sizeBytes, changed)
+    at = path.resolve(path.dirname(at), backingName)
+    if (isKnown(at)) return { file: at, changed: changed.build() }
+  }
+  return undefined
+}
+
+/** What an image has itself, data or zeroes. */
+async function addOwn(file: string, sizeBytes: number, changed: RangesBuilder): Promise<void> {
+  await using disk = await openQcow2(FileDevice.open({ path: file, readOnly: true }), { alone: true })
+  for (let at = 0; at < sizeBytes; ) {
+    for (const { offset, length, type } of disk.extents(at, sizeBytes - at, EXTENTS_AT_ONCE)) {
+      if (type !== 'hole') changed.add(offset, length)
+      at = offset + length
+    }
+  }
+}
