@@ -49,7 +49,7 @@ describe(`ext4 after a power cut (seed ${seed})`, () => {
       let replayed = 0
       for (const path of cuts) {
         replayed += await compare(path)
-        for (let round = 0; round < 2; round++) await compareDamaged(path, new Random(random.uint32()))
+        await compareDamaged(path, new Random(random.uint32()))
       }
       assert.ok(replayed > 0, 'some of the journals held something')
     })
