@@ -100,7 +100,7 @@ function useOf({ type, fillBytes, bytesMax, isLeftMounted }: GuestVolume, device
   }
   lines.push('sync')
   // A filesystem that is synced is clean in exFAT, a file that is synced is not enough.
-  if (isLeftMounted) lines.push('echo late >late', 'fsync late')
+  if (isLeftMounted && type === 'exfat') lines.push('echo late | dd of=late conv=fsync 2>/dev/null')
   lines.push('echo 3 >/proc/sys/vm/drop_caches', `echo "volume ${device}" >>/report`, "find . -exec stat -c '%f %s %Y %n' {} + >>/report", 'echo contents >>/report', 'find . -type f -exec sha256sum {} + >>/report', 'cd /', `echo "guest: used ${device}"`)
   lines.push(isLeftMounted ? `mkdir -p /left${device} && mount --move /root /left${device}` : 'umount /root')
   return `${lines.join('\n')}\n`

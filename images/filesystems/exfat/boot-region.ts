@@ -132,5 +132,5 @@ export function addToSum32(sum: number, byte: number): number {
 }
 
 function invalid(what: string): VarveError {
-  return new VarveError('FORMAT_INVALID', `exFAT: ${what}`)
+  return new VarveError('FORMAT_INVALID', `exfat: ${what}`)
 }

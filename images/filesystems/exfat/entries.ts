@@ -78,7 +78,7 @@ export class EntrySetReader {
       return undefined
     }
     if ((type & BENIGN) !== 0) return undefined
-    if (type !== EntryType.bitmap && type !== EntryType.upCase && type !== EntryType.label) throw new VarveError('FORMAT_UNSUPPORTED', `exFAT: ${this.#name} has entries of type 0x${type.toString(16)}, without which it must not be read`)
+    if (type !== EntryType.bitmap && type !== EntryType.upCase && type !== EntryType.label) throw new VarveError('FORMAT_UNSUPPORTED', `exfat: ${this.#name} has entries of type 0x${type.toString(16)}, without which it must not be read`)
     return set
   }
 }
@@ -110,7 +110,7 @@ export function nameOfSet({ entries }: EntrySet, directory: string): SetName {
       if (entry[0] !== EntryType.name) throw invalid(`${directory} has a file whose name is not whole`)
       name += entry.toString('utf16le', 2, 2 + 2 * Math.min(UNITS_PER_NAME_ENTRY, length - name.length))
     } else if ((entry[0] & BENIGN) === 0) {
-      throw new VarveError('FORMAT_UNSUPPORTED', `exFAT: ${directory} has a file with entries of type 0x${entry[0].toString(16)}, without which it must not be read`)
+      throw new VarveError('FORMAT_UNSUPPORTED', `exfat: ${directory} has a file with entries of type 0x${entry[0].toString(16)}, without which it must not be read`)
     }
   }
   if (length === 0 || name.length !== length) throw invalid(`${directory} has a file whose name is not whole`)
@@ -147,5 +147,5 @@ function timestamp(stamp: number, hundredths: number, offset: number): Timestamp
 }
 
 function invalid(what: string): VarveError {
-  return new VarveError('FORMAT_INVALID', `exFAT: ${what}`)
+  return new VarveError('FORMAT_INVALID', `exfat: ${what}`)
 }

@@ -3,13 +3,13 @@
  * Specified by Microsoft's "exFAT file system specification"; what is made of it: docs/filesystems.md. All bytes come from outside.
  */
 import type { ReadableDisk } from '../../device/block-device.ts'
-import { VarveError } from '../../errors.ts'
 import { ClusterFilesystem, ROOT_ID } from '../fat/cluster-filesystem.ts'
 import type { DirectoryPiece, FoundName, NodeRecord } from '../fat/cluster-filesystem.ts'
 import { ClusterTable } from '../fat/cluster-table.ts'
+import type { ClusterRun } from '../fat/cluster-table.ts'
 import { DIRECTORY_ENTRY_BYTES } from '../fat/directory.ts'
 import { FIRST_CLUSTER } from '../fat/geometry.ts'
-import type { FileExtent, VolumeRange } from '../filesystem.ts'
+import type { FileExtent } from '../filesystem.ts'
 import { readExfatBoot } from './boot-region.ts'
 import type { ExfatBoot } from './boot-region.ts'
 import { EntrySetReader, EntryType, labelOf, nameOfSet, recordOf } from './entries.ts'
@@ -34,7 +34,7 @@ export class ExfatFilesystem extends ClusterFilesystem {
   #upCase!: UpCaseTable
 
   private constructor(volume: ReadableDisk, boot: ExfatBoot) {
-    const table = new ClusterTable(volume, { offset: boot.fatOffset, bits: 32, clusters: boot.clusters })
+    const table = new ClusterTable(volume, { type: 'exfat', offset: boot.fatOffset, bits: 32, clusters: boot.clusters })
     super({ volume, sizeBytes: boot.sizeBytes, clusterBytes: boot.clusterBytes, heapOffset: boot.heapOffset, table })
     this.uuid = boot.uuid
     this.unclean = boot.isDirty
@@ -55,10 +55,10 @@ export class ExfatFilesystem extends ClusterFilesystem {
     return this.#label
   }
 
-  async *unused(): AsyncGenerator<VolumeRange> {
-    const end = this.#boot.clusters
-    let run: VolumeRange | undefined
-    let cluster = 0
+  protected async *free(): AsyncGenerator<ClusterRun> {
+    const { end } = this.table
+    let run: ClusterRun | undefined
+    let cluster = FIRST_CLUSTER
     for await (const { bytes } of this.pieces(this.#bitmap)) {
       for (let index = 0; index < bytes.length && cluster < end; index++, cluster += 8) {
         const used = bytes[index]
@@ -67,13 +67,12 @@ export class ExfatFilesystem extends ClusterFilesystem {
         const step = used === 0 ? 8 : 1
         for (let bit = 0; bit < 8 && cluster + bit < end; bit += step) {
           if ((used & (1 << bit)) !== 0) continue
-          const offset = this.clusterOffset(FIRST_CLUSTER + cluster + bit)
-          const length = Math.min(step, end - cluster) * this.blockBytes
-          if (run !== undefined && run.offset + run.length === offset) {
-            run.length += length
+          const count = Math.min(step, end - cluster - bit)
+          if (run !== undefined && run.cluster + run.count === cluster + bit) {
+            run.count += count
           } else {
             if (run !== undefined) yield run
-            run = { offset, length }
+            run = { cluster: cluster + bit, count }
           }
         }
       }
@@ -92,7 +91,7 @@ export class ExfatFilesystem extends ClusterFilesystem {
       for (const set of reader.read(bytes, offset)) {
         if (set.type !== EntryType.file) continue
         const file = nameOfSet(set, name)
-        if (this.#upCase.hash(file.name) !== file.hash) throw invalid(`${name} has a name with a wrong hash: ${JSON.stringify(file.name)}`)
+        if (this.#upCase.hash(file.name) !== file.hash) throw this.invalid(`${name} has a name with a wrong hash: ${JSON.stringify(file.name)}`)
         const [id, streamPlace] = set.places
         if (streamPlace !== id + 1) this.#streamPlaces.set(id, streamPlace)
         found.push({ id, name: file.name })
@@ -124,19 +123,19 @@ export class ExfatFilesystem extends ClusterFilesystem {
       if (atEnd) break
     }
     const [bitmap, upCase] = [found.get(EntryType.bitmap), found.get(EntryType.upCase)]
-    if (bitmap === undefined || upCase === undefined) throw invalid('the root directory names no allocation bitmap, or no up-case table')
+    if (bitmap === undefined || upCase === undefined) throw this.invalid('the root directory names no allocation bitmap, or no up-case table')
     return { bitmap, upCase, label: found.get(EntryType.label) }
   }
 
   async #bitmapExtents(entry: Buffer): Promise<FileExtent[]> {
     const sizeBytes = Number(entry.readBigUInt64LE(24))
-    if (sizeBytes < Math.ceil(this.#boot.clusters / 8) || sizeBytes > this.sizeBytes) throw invalid(`an allocation bitmap of ${sizeBytes} bytes does not fit ${this.#boot.clusters} clusters`)
+    if (sizeBytes < Math.ceil(this.#boot.clusters / 8) || sizeBytes > this.sizeBytes) throw this.invalid(`an allocation bitmap of ${sizeBytes} bytes does not fit ${this.#boot.clusters} clusters`)
     return this.place(BITMAP_ID, { first: entry.readUInt32LE(20), sizeBytes, validBytes: sizeBytes, isContiguous: false }, 'the allocation bitmap')
   }
 
   async #readUpCase(entry: Buffer): Promise<UpCaseTable> {
     const sizeBytes = Number(entry.readBigUInt64LE(24))
-    if (sizeBytes === 0 || sizeBytes % 2 !== 0 || sizeBytes > UP_CASE_BYTES_MAX) throw invalid(`an up-case table of ${sizeBytes} bytes cannot be`)
+    if (sizeBytes === 0 || sizeBytes % 2 !== 0 || sizeBytes > UP_CASE_BYTES_MAX) throw this.invalid(`an up-case table of ${sizeBytes} bytes cannot be`)
     const extents = await this.place(UP_CASE_ID, { first: entry.readUInt32LE(20), sizeBytes, validBytes: sizeBytes, isContiguous: false }, 'the up-case table')
     const parts: Buffer[] = []
     for await (const { bytes } of this.pieces(extents)) parts.push(bytes)
@@ -150,8 +149,4 @@ export class ExfatFilesystem extends ClusterFilesystem {
  */
 export function openExfat(volume: ReadableDisk): Promise<ExfatFilesystem> {
   return ExfatFilesystem.open(volume)
-}
-
-function invalid(what: string): VarveError {
-  return new VarveError('FORMAT_INVALID', `exFAT: ${what}`)
 }

@@ -22,7 +22,7 @@ export class UpCaseTable {
   static read(bytes: Buffer, checksum: number): UpCaseTable {
     let sum = 0
     for (const byte of bytes) sum = addToSum32(sum, byte)
-    if (sum !== checksum) throw new VarveError('FORMAT_INVALID', 'exFAT: the checksum of the up-case table is wrong')
+    if (sum !== checksum) throw new VarveError('FORMAT_INVALID', 'exfat: the checksum of the up-case table is wrong')
     const upper = Uint16Array.from({ length: UNITS }, (_, unit) => unit)
     let unit = 0
     for (let at = 0; at < bytes.length; at += 2) {
@@ -36,7 +36,7 @@ export class UpCaseTable {
       } else {
         unit++
       }
-      if (unit > UNITS) throw new VarveError('FORMAT_INVALID', 'exFAT: the up-case table has more than 65536 characters')
+      if (unit > UNITS) throw new VarveError('FORMAT_INVALID', 'exfat: the up-case table has more than 65536 characters')
     }
     return new UpCaseTable(upper)
   }

@@ -86,7 +86,7 @@ export function readFatBootSector(boot: Buffer, volumeBytes: number): FatBootSec
   if (sizeBytes > volumeBytes) throw invalid(`the volume has ${volumeBytes} bytes, and its boot sector says ${sizeBytes}`)
   const type = isFat32 ? 'fat32' : counted < FAT16_CLUSTERS_MIN ? 'fat12' : 'fat16'
   if (isFat32 && rootBytes !== 0) throw invalid('the root directory is of FAT16, and the table of FAT32')
-  if (isFat32 && boot.readUInt16LE(42) !== 0) throw new VarveError('FORMAT_UNSUPPORTED', `FAT32 of version ${boot.readUInt16LE(42)} is not read`)
+  if (isFat32 && boot.readUInt16LE(42) !== 0) throw new VarveError('FORMAT_UNSUPPORTED', `fat32: version ${boot.readUInt16LE(42)} is not read`)
   if (!isFat32 && rootBytes === 0) throw invalid('there is no root directory')
   if (counted > FAT32_CLUSTERS_MAX || (type === 'fat16' && counted >= FAT32_CLUSTERS_MIN)) throw invalid(`${counted} clusters are too many for ${type}`)
   const flags = isFat32 ? boot.readUInt16LE(40) : 0
@@ -127,5 +127,5 @@ function isPowerOfTwo(number: number): boolean {
 }
 
 function invalid(what: string): VarveError {
-  return new VarveError('FORMAT_INVALID', `FAT: ${what}`)
+  return new VarveError('FORMAT_INVALID', `fat: ${what}`)
 }

@@ -80,7 +80,6 @@ const EXTENTS_KEPT_MAX = 1 << 17
 const NAMES_KEPT_MAX = 1 << 17
 /** Directories are read in pieces of so many bytes. */
 const PIECE_BYTES = 64 << 10
-
 const ATTRIBUTES_XATTR = 'user.fat.attributes'
 
 export abstract class ClusterFilesystem implements VolumeFilesystem {
@@ -122,7 +121,8 @@ export abstract class ClusterFilesystem implements VolumeFilesystem {
   protected abstract fold(name: string): string
   /** Longest directory, bytes. */
   protected abstract readonly directoryBytesMax: number
-  abstract unused(): AsyncIterable<VolumeRange>
+  /** Clusters that are marked as free, in order. @throws VarveError FORMAT_INVALID */
+  protected abstract free(): AsyncIterable<ClusterRun>
 
   async node(id: number): Promise<FileNode> {
     const { attributes, content, modified, accessed, created } = await this.#record(id)
@@ -177,6 +177,13 @@ export abstract class ClusterFilesystem implements VolumeFilesystem {
     return extents
   }
 
+  /** What is marked as free, without what a file or directory claims that was asked for before: of a volume that was not unmounted, the marks may be older. */
+  async *unused(): AsyncGenerator<VolumeRange> {
+    for await (const { cluster, count } of this.free()) {
+      for (const gap of this.#claimed.gaps(cluster, count)) yield { offset: this.clusterOffset(gap.first), length: gap.count * this.blockBytes }
+    }
+  }
+
   async read(file: number, into: Uint8Array, offset: number): Promise<void> {
     const { content } = await this.#file(file)
     if (!Number.isSafeInteger(offset) || offset < 0 || offset + into.length > content.sizeBytes!) throw new RangeError(`range ${offset}+${into.length} is outside a file of ${content.sizeBytes} bytes`)
@@ -199,7 +206,7 @@ export abstract class ClusterFilesystem implements VolumeFilesystem {
     const { first, sizeBytes, validBytes, isContiguous } = content
     if (sizeBytes === 0) return []
     const wanted = sizeBytes === undefined ? undefined : Math.ceil(sizeBytes / this.blockBytes)
-    if (wanted !== undefined && !this.table.holds(first, isContiguous ? wanted : 1)) throw invalid(`${name}: ${wanted} clusters from ${first} on are not inside the volume`)
+    if (wanted !== undefined && !this.table.holds(first, isContiguous ? wanted : 1)) throw this.invalid(`${name}: ${wanted} clusters from ${first} on are not inside the volume`)
     const runs = isContiguous ? [{ cluster: first, count: wanted! }] : await this.table.chain(first, { wanted, most: clustersMax, name })
     this.#claim(id, runs, name)
     const extents: FileExtent[] = []
@@ -235,10 +242,14 @@ export abstract class ClusterFilesystem implements VolumeFilesystem {
     return entry
   }
 
+  protected invalid(what: string): VarveError {
+    return new VarveError('FORMAT_INVALID', `${this.type}: ${what}`)
+  }
+
   #claim(id: number, runs: readonly ClusterRun[], name: string): void {
     if (this.#claimants.has(id)) return
     for (const { cluster, count } of runs) {
-      if (this.#claimed.hasAny(cluster, count)) throw invalid(`${name} claims clusters of another file or directory, among ${count} from ${cluster} on`)
+      if (this.#claimed.hasAny(cluster, count)) throw this.invalid(`${name} claims clusters of another file or directory, among ${count} from ${cluster} on`)
     }
     for (const { cluster, count } of runs) this.#claimed.addRange(cluster, count)
     this.#claimants.add(id)
@@ -254,8 +265,8 @@ export abstract class ClusterFilesystem implements VolumeFilesystem {
     const byFold = new Map<string, number>()
     for (const { id: entry, name: text } of found) {
       const bytes = encodeName(text)
-      if (!isPossibleName(text)) throw invalid(`${name} has a name that cannot be: ${JSON.stringify(text)}`)
-      if (byName.has(bytes)) throw invalid(`${name} has two entries with the name ${JSON.stringify(text)}`)
+      if (!isPossibleName(text)) throw this.invalid(`${name} has a name that cannot be: ${JSON.stringify(text)}`)
+      if (byName.has(bytes)) throw this.invalid(`${name} has two entries with the name ${JSON.stringify(text)}`)
       byName.set(bytes, entry)
       const fold = this.fold(text)
       if (!byFold.has(fold)) byFold.set(fold, entry)
@@ -276,7 +287,7 @@ export abstract class ClusterFilesystem implements VolumeFilesystem {
     if (id === ROOT_ID) return this.rootExtents()
     const { attributes, content } = await this.#record(id)
     if ((attributes & Attribute.directory) === 0) throw new RangeError(`${id} is no directory`)
-    if (content.sizeBytes !== undefined && content.sizeBytes > this.directoryBytesMax) throw new VarveError('LIMIT_EXCEEDED', `${name} has ${content.sizeBytes} bytes; at most ${this.directoryBytesMax} are read`)
+    if (content.sizeBytes !== undefined && content.sizeBytes > this.directoryBytesMax) throw new VarveError('LIMIT_EXCEEDED', `${this.type}: ${name} has ${content.sizeBytes} bytes; at most ${this.directoryBytesMax} are read`)
     return this.place(id, content, name, this.directoryBytesMax / this.blockBytes)
   }
 
@@ -310,8 +321,4 @@ function firstEndingAfter(extents: readonly FileExtent[], offset: number): numbe
     else low = middle + 1
   }
   return low
-}
-
-function invalid(what: string): VarveError {
-  return new VarveError('FORMAT_INVALID', what)
 }

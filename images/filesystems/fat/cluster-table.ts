@@ -8,9 +8,11 @@ import { FIRST_CLUSTER } from './geometry.ts'
 import { RecentlyUsed } from './recently-used.ts'
 
 export interface ClusterTableShape {
+  /** Of the filesystem, for messages. */
+  type: string
   /** Of its first entry on the volume, bytes. */
   offset: number
-  /** Of an entry that count: 28 of FAT32's 32. */
+  /** Of an entry, those that count: 28 of FAT32's 32. */
   bits: 12 | 16 | 28 | 32
   /** Clusters are numbered FIRST_CLUSTER .. FIRST_CLUSTER + clusters - 1. */
   clusters: number
@@ -23,7 +25,7 @@ export interface ClusterRun {
 }
 
 /** Runs of one chain, at most: a file of 4 GiB in clusters of 4 KiB, no two of them neighbours. */
-export const RUNS_MAX = 1 << 20
+const RUNS_MAX = 1 << 20
 /** Entries of the table in one page; even, so that no entry of 12 bits is in two. */
 const PAGE_ENTRIES = 1 << 14
 const PAGES_MAX = 128
@@ -62,14 +64,14 @@ export class ClusterTable {
     let page: Uint32Array = new Uint32Array()
     let pageNumber = -1
     for (let cluster = first, length = 1; ; length++) {
-      if (!this.holds(cluster, 1)) throw invalid(`the clusters of ${name} lead to ${cluster}, which there is not`)
-      if (length > most) throw new VarveError('LIMIT_EXCEEDED', `${name} has more than ${most} clusters`)
+      if (!this.holds(cluster, 1)) throw this.#invalid(`the clusters of ${name} lead to ${cluster}, which there is not`)
+      if (length > most) throw new VarveError('LIMIT_EXCEEDED', `${this.#shape.type}: ${name} has more than ${most} clusters`)
       if (run !== undefined && cluster === run.cluster + run.count) {
         run.count++
       } else {
         // With each doubling: a loop is noticed before it was gone through often.
-        if (runs.length >= LOOP_CHECK_RUNS_MIN && (runs.length & (runs.length - 1)) === 0) checkLoop(runs, name)
-        if (runs.length === RUNS_MAX) throw new VarveError('LIMIT_EXCEEDED', `${name} is in more than ${RUNS_MAX} pieces`)
+        if (runs.length >= LOOP_CHECK_RUNS_MIN && (runs.length & (runs.length - 1)) === 0) this.#checkLoop(runs, name)
+        if (runs.length === RUNS_MAX) throw new VarveError('LIMIT_EXCEEDED', `${this.#shape.type}: ${name} is in more than ${RUNS_MAX} pieces`)
         runs.push(run = { cluster, count: 1 })
       }
       const number = Math.floor(cluster / PAGE_ENTRIES)
@@ -78,16 +80,16 @@ export class ClusterTable {
         pageNumber = number
       }
       const next = page[cluster % PAGE_ENTRIES]
-      if (next < FIRST_CLUSTER) throw invalid(`cluster ${cluster} of ${name} is marked as free`)
-      if (next === this.#bad) throw invalid(`cluster ${cluster} of ${name} is marked as bad`)
+      if (next < FIRST_CLUSTER) throw this.#invalid(`cluster ${cluster} of ${name} is marked as free`)
+      if (next === this.#bad) throw this.#invalid(`cluster ${cluster} of ${name} is marked as bad`)
       if (length === wanted) break
       if (next > this.#bad) {
         if (wanted === undefined) break
-        throw invalid(`${name} has ${length} clusters, and its size takes ${wanted}`)
+        throw this.#invalid(`${name} has ${length} clusters, and its size takes ${wanted}`)
       }
       cluster = next
     }
-    checkLoop(runs, name)
+    this.#checkLoop(runs, name)
     return runs
   }
 
@@ -112,6 +114,19 @@ export class ClusterTable {
       }
     }
     if (run !== undefined) yield run
+  }
+
+  /** Every cluster has one successor: a chain loops if, and only if, a cluster is in it twice. */
+  #checkLoop(runs: readonly ClusterRun[], name: string): void {
+    if (runs.every((run, index) => index === 0 || run.cluster > runs[index - 1].cluster + runs[index - 1].count)) return
+    // Start and number of each run in one exact double: sorted without objects.
+    const keys = Float64Array.from(runs, (run, index) => run.cluster * RUNS_MAX + index).sort()
+    let end = 0
+    for (const key of keys) {
+      const { cluster, count } = runs[key % RUNS_MAX]
+      if (cluster < end) throw this.#invalid(`the clusters of ${name} lead back to ${cluster}, which was there before`)
+      end = cluster + count
+    }
   }
 
   async #page(number: number): Promise<Uint32Array> {
@@ -142,21 +157,8 @@ export class ClusterTable {
     }
     return entries
   }
-}
 
-/** Every cluster has one successor: a chain loops if, and only if, a cluster is in it twice. */
-function checkLoop(runs: readonly ClusterRun[], name: string): void {
-  if (runs.every((run, index) => index === 0 || run.cluster > runs[index - 1].cluster + runs[index - 1].count)) return
-  // Start and number of each run in one exact double: sorted without objects.
-  const keys = Float64Array.from(runs, (run, index) => run.cluster * RUNS_MAX + index).sort()
-  let end = 0
-  for (const key of keys) {
-    const { cluster, count } = runs[key % RUNS_MAX]
-    if (cluster < end) throw invalid(`the clusters of ${name} lead back to ${cluster}, which was there before`)
-    end = cluster + count
+  #invalid(what: string): VarveError {
+    return new VarveError('FORMAT_INVALID', `${this.#shape.type}: ${what}`)
   }
-}
-
-function invalid(what: string): VarveError {
-  return new VarveError('FORMAT_INVALID', what)
 }

@@ -23,6 +23,25 @@ export class PagedBits {
     return false
   }
 
+  /** Neighbouring numbers of `first .. first + count - 1` that are not in the set. */
+  *gaps(first: number, count: number): Generator<{ first: number; count: number }> {
+    let gap = { first, count: 0 }
+    for (const { page, from, to } of pagesOf(first, count)) {
+      const bits = this.#pages.get(page)
+      // What is not there, and what is full, at once.
+      const step = bits === undefined || bits === FULL ? to - from : 1
+      for (let bit = from; bit < to; bit += step) {
+        if (bits === undefined || (bits[bit >> 3] & (1 << (bit & 7))) === 0) {
+          gap.count += step
+          continue
+        }
+        if (gap.count > 0) yield gap
+        gap = { first: page * PAGE_BITS + bit + step, count: 0 }
+      }
+    }
+    if (gap.count > 0) yield gap
+  }
+
   addRange(first: number, count: number): void {
     for (const { page, from, to } of pagesOf(first, count)) {
       let bits = this.#pages.get(page)

@@ -4,12 +4,13 @@
  */
 import type { ReadableDisk } from '../../device/block-device.ts'
 import { VarveError } from '../../errors.ts'
-import type { FileExtent, VolumeRange } from '../filesystem.ts'
+import type { FileExtent } from '../filesystem.ts'
 import { BOOT_SECTOR_BYTES, readFatBootSector } from './boot-sector.ts'
 import type { FatBootSector } from './boot-sector.ts'
 import { ClusterFilesystem, ROOT_ID } from './cluster-filesystem.ts'
 import type { DirectoryPiece, FoundName, NodeRecord } from './cluster-filesystem.ts'
 import { ClusterTable } from './cluster-table.ts'
+import type { ClusterRun } from './cluster-table.ts'
 import { Attribute, DIRECTORY_ENTRY_BYTES, EntryReader, labelOf, timeOfFat } from './directory.ts'
 import { LONG_NAME_UNITS_MAX, foldCase } from './names.ts'
 
@@ -39,10 +40,10 @@ export class FatFilesystem extends ClusterFilesystem {
   /** As openFat. */
   static async open(volume: ReadableDisk): Promise<FatFilesystem> {
     const sector = Buffer.alloc(BOOT_SECTOR_BYTES)
-    if (volume.sizeBytes < sector.length) throw new VarveError('FORMAT_INVALID', `FAT: a volume of ${volume.sizeBytes} bytes is too small`)
+    if (volume.sizeBytes < sector.length) throw new VarveError('FORMAT_INVALID', `fat: a volume of ${volume.sizeBytes} bytes is too small`)
     await volume.read(sector, 0)
     const boot = readFatBootSector(sector, volume.sizeBytes)
-    const table = new ClusterTable(volume, { offset: boot.fatOffset, bits: TABLE_BITS[boot.type], clusters: boot.clusters })
+    const table = new ClusterTable(volume, { type: boot.type, offset: boot.fatOffset, bits: TABLE_BITS[boot.type], clusters: boot.clusters })
     const filesystem = new FatFilesystem(volume, boot, { table, state: await table.entry(1) })
     filesystem.#label = (await filesystem.#labelInRoot()) ?? boot.label
     return filesystem
@@ -52,8 +53,8 @@ export class FatFilesystem extends ClusterFilesystem {
     return this.#label
   }
 
-  async *unused(): AsyncGenerator<VolumeRange> {
-    for await (const { cluster, count } of this.table.free()) yield { offset: this.clusterOffset(cluster), length: count * this.blockBytes }
+  protected free(): AsyncIterable<ClusterRun> {
+    return this.table.free()
   }
 
   protected async rootExtents(): Promise<readonly FileExtent[]> {
@@ -69,7 +70,7 @@ export class FatFilesystem extends ClusterFilesystem {
       for (const entry of reader.read(bytes)) {
         if ((entry.bytes[11] & Attribute.volumeLabel) !== 0) continue
         const { long, short } = entry
-        if (long !== undefined && long.length > LONG_NAME_UNITS_MAX) throw new VarveError('FORMAT_INVALID', `${name} has a name of ${long.length} characters`)
+        if (long !== undefined && long.length > LONG_NAME_UNITS_MAX) throw this.invalid(`${name} has a name of ${long.length} characters`)
         found.push({ id: (offset + entry.at) / DIRECTORY_ENTRY_BYTES, name: long ?? short, alias: long === undefined ? undefined : short })
       }
     }

@@ -57,6 +57,17 @@ test('a chain in pieces is read in its order, neighbours as one extent', async (
   assert.deepEqual(await contentOf(filesystem, 'pieces'), content.subarray(0, -5))
 })
 
+test('clusters of a file that are marked as free are not unused once the file was asked for', async () => {
+  const volume = new SyntheticExfat({ sizeBytes: 8 * MIB })
+  const { free } = volume
+  volume.writeRoot(fileEntries({ name: 'lost', sizeBytes: 3 * 4096, first: free + 1, isContiguous: true }))
+  const filesystem = await openExfat(volume.device)
+  await filesystem.extents(await idOf(filesystem, 'lost'))
+  const unused = []
+  for await (const { offset, length } of filesystem.unused()) unused.push([(offset - volume.offset(free)) / 4096, length / 4096])
+  assert.deepEqual(unused, [[0, 1], [4, volume.clusters + 2 - free - 4]])
+})
+
 test('times have their offset from UTC and their hundredths; without a valid offset they are taken for UTC', async () => {
   // 2026-01-31 23:59:58 and 1.99 seconds.
   const stamp = (46 << 25) | (1 << 21) | (31 << 16) | (23 << 11) | (59 << 5) | 29
@@ -209,7 +220,8 @@ test('of a volume of 2 TiB, what is needed is read', async () => {
   assert.ok(counted.readBytes < 1 << 20, `${counted.readBytes} bytes were read`)
   let unusedBytes = 0
   for await (const { length } of filesystem.unused()) unusedBytes += length
-  assert.equal(unusedBytes, (volume.clusters - (volume.free - 2) - 2) * 4096)
+  // Without the large file, which was asked for, though the bitmap does not know of it.
+  assert.equal(unusedBytes, (volume.clusters - (volume.free - 2) - 2) * 4096 - 2 ** 40)
 })
 
 class CountedDisk implements ReadableDisk {
