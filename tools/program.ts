@@ -18,6 +18,7 @@ const COMMANDS: Record<string, () => Promise<AddCommands>> = {
   agent: async () => (await import('./commands/agent.ts')).addAgentCommands,
   recovery: async () => (await import('./commands/recovery.ts')).addRecoveryCommands,
   restore: async () => (await import('./commands/agent-stream.ts')).addRestoreCommand,
+  mount: async () => (await import('./commands/mount.ts')).addMountCommand,
   snapshot: async () => (await import('./commands/snapshot.ts')).addSnapshotCommands,
   bootset: async () => (await import('./commands/bootset.ts')).addBootSetCommands,
   gc: storeCommands,

@@ -1,0 +1,39 @@
+/**
+ * What `varve mount` runs: files, or with `--disk` disks, on a mount point, until that is unmounted or the command is told to end.
+ */
+import type { Logger } from 'pino'
+import { MountPoint } from '@varve/blockserver/fuse/mount-point.ts'
+import type { MountOptions } from '@varve/blockserver/fuse/mount-point.ts'
+import type { MountedDirectories, MountedFilesystem } from '@varve/blockserver/fuse/mounted-filesystem.ts'
+import { Operations } from '@varve/blockserver/fuse/operations.ts'
+import { Session } from '@varve/blockserver/fuse/session.ts'
+
+export interface ServeMountOptions extends MountOptions {
+  root: MountedFilesystem
+  directories?: MountedDirectories
+  log: Logger
+  signal: AbortSignal
+  /** Called once it can be used. */
+  mounted(): void
+}
+
+/** Resolves when the mount is gone. @throws VarveError MOUNT_FAILED */
+export async function serveMount(directory: string, { root, directories, log, signal, mounted, ...options }: ServeMountOptions): Promise<void> {
+  signal.throwIfAborted()
+  const point = await MountPoint.open(directory, options)
+  const session = new Session(point.fd, new Operations(root, directories), log)
+  // Whoever still has something open there gets errors, and no signal leaves a mount behind.
+  const end = (): void => {
+    try {
+      point.close()
+    } catch (error) {
+      log.error({ err: error }, 'unmounting failed')
+    }
+    session.stop()
+  }
+  signal.addEventListener('abort', end, { once: true })
+  if (signal.aborted) end()
+  else mounted()
+  await session.ended
+  signal.removeEventListener('abort', end)
+}
