@@ -8,6 +8,8 @@ import { VarveError } from '../../errors.ts'
 export const LONG_NAME_UNITS_MAX = 255
 /** UTF-16 units in one directory entry of a long name. */
 export const UNITS_PER_LONG_ENTRY = 13
+/** Directory entries of the longest name. */
+export const LONG_ENTRIES_MAX = Math.ceil(LONG_NAME_UNITS_MAX / UNITS_PER_LONG_ENTRY)
 /** Bytes of a short name: 8 and 3, padded with spaces, without the dot. */
 export const SHORT_NAME_BYTES = 11
 
@@ -67,7 +69,7 @@ function decodeName(name: string, where: string): string {
 }
 
 /** Upper case, unit by unit, where that does not change the length: how FAT compares names. */
-function foldCase(name: string): string {
+export function foldCase(name: string): string {
   let fold = ''
   for (let index = 0; index < name.length; index++) {
     const upper = name[index].toUpperCase()
