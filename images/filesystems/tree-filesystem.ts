@@ -96,6 +96,18 @@ export class TreeFilesystem implements Filesystem {
     return extents
   }
 
+  /** Which chunks hold a file's content, in words: equal for equal pieces. */
+  contentKey(file: number): string {
+    const { pieceBytes } = this.#tree
+    const [first, end] = this.#pieces(file)
+    const words: string[] = []
+    for (let piece = first; piece < end; piece++) {
+      const digest = this.#tree.pieceDigest(piece)
+      words.push(digest === undefined ? `hole ${pieceBytes[piece]}` : `${digestToHex(digest)} 0 ${pieceBytes[piece]}`)
+    }
+    return words.join(',')
+  }
+
   read(file: number, into: Uint8Array, offset: number): void | Promise<void> {
     const [first, end] = this.#pieces(file)
     if (!(offset >= 0 && offset + into.length <= this.#tree.sizeBytes[file - 1])) throw new RangeError(`range ${offset}+${into.length} is outside of file ${file}`)

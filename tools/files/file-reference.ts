@@ -8,8 +8,8 @@ import { checkName, parseCvdName } from '@varve/images/store/names.ts'
 export type FilesReference =
   | { kind: 'cvd'; cvd: string; snapshot?: string }
   | { kind: 'layer'; layer: string }
-  /** `volume`: number of one, as `varve ls disk:FILE` lists them; the one with the operating system, or else the largest, unless given. */
-  | { kind: 'disk'; file: string; volume?: number }
+  /** `volume`: number of a partition, or GROUP/NAME of a logical volume; the one with the operating system, or else the largest, unless given. */
+  | { kind: 'disk'; file: string; volume?: string }
   | { kind: 'directory'; directory: string }
 
 /** Stands for every snapshot of a CVD, and what it shows now. */
@@ -20,9 +20,9 @@ export function parseFilesReference(text: string): FilesReference {
   if (text.startsWith('layer:')) return { kind: 'layer', layer: text.slice('layer:'.length) }
   if (text.startsWith('dir:')) return { kind: 'directory', directory: text.slice('dir:'.length) }
   if (text.startsWith('disk:')) {
-    const [, file, volume] = /^disk:(.+?)(?:#(\d{1,5}))?$/s.exec(text) ?? []
+    const [, file, volume] = /^disk:([^#]+)(?:#(.+))?$/s.exec(text) ?? []
     if (file === undefined) throw new VarveError('NAME_INVALID', `${text} names no file; give disk:FILE or disk:FILE#VOLUME`)
-    return { kind: 'disk', file, ...(volume === undefined ? {} : { volume: Number(volume) }) }
+    return { kind: 'disk', file, ...(volume === undefined ? {} : { volume }) }
   }
   return { kind: 'cvd', ...parseCvdName(text) }
 }
