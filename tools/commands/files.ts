@@ -10,7 +10,7 @@ import { ChunkCache } from '@varve/images/device/chunk-cache.ts'
 import { VarveError } from '@varve/images/errors.ts'
 import { allPieces } from '@varve/images/filesystems/file-content.ts'
 import type { FileNode } from '@varve/images/filesystems/filesystem.ts'
-import { resolvePath, sortedEntries, walkFiles } from '@varve/images/filesystems/walk.ts'
+import { resolvePath, sortedEntries, walkBelow } from '@varve/images/filesystems/file-paths.ts'
 import type { Home } from '@varve/images/store/home.ts'
 import { Kind } from '@varve/images/tree/tree.ts'
 import { CopyOut } from '../files/copy-out.ts'
@@ -156,7 +156,7 @@ async function find(invocation: Invocation, what: string, options: FilterOptions
     })
     if (start === undefined) continue
     const prefix = path.replace(/^\/+|\/+$/g, '')
-    for await (const found of walkFiles(opened.files, start)) {
+    for await (const found of walkBelow(opened.files, start)) {
       invocation.signal.throwIfAborted()
       const full = [prefix, found.path].filter((part) => part !== '').join('/')
       if (!wanted(full.slice(full.lastIndexOf('/') + 1), found.node)) continue

@@ -5,7 +5,7 @@
 import { chmodSync, closeSync, constants, ftruncateSync, lchownSync, linkSync, lstatSync, mkdirSync, openSync, symlinkSync, unlinkSync, writeSync } from 'node:fs'
 import { dataPieces } from '@varve/images/filesystems/file-content.ts'
 import type { FileNode, Filesystem } from '@varve/images/filesystems/filesystem.ts'
-import { sortedEntries } from '@varve/images/filesystems/walk.ts'
+import { sortedEntries } from '@varve/images/filesystems/file-paths.ts'
 import { isVarveError, VarveError } from '@varve/images/errors.ts'
 import { makeNode, setTimes, setXattr } from '@varve/images/native/file-attributes.ts'
 import { printPath } from '@varve/composer/merge/print-path.ts'

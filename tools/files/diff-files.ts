@@ -2,7 +2,7 @@
  * Differences between the files of two filesystems, by path. Content of one size is compared by the chunks that hold it where both sides know them, and otherwise byte by byte.
  */
 import type { FileNode } from '@varve/images/filesystems/filesystem.ts'
-import { sortedEntries } from '@varve/images/filesystems/walk.ts'
+import { sortedEntries } from '@varve/images/filesystems/file-paths.ts'
 import { VarveError } from '@varve/images/errors.ts'
 import { DEPTH_MAX } from '@varve/images/tree/limits.ts'
 import { Kind } from '@varve/images/tree/tree.ts'

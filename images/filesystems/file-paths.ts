@@ -72,7 +72,7 @@ export async function sortedEntries(files: Filesystem, directory: number, path: 
  * A node and everything below it: a directory before what it holds, names in the order of their bytes. A file with several names comes with each.
  * @throws VarveError FORMAT_INVALID also for a directory with two names; LIMIT_EXCEEDED; as Filesystem.node
  */
-export async function* walkFiles(files: Filesystem, start: FileNode): AsyncGenerator<FoundFile> {
+export async function* walkBelow(files: Filesystem, start: FileNode): AsyncGenerator<FoundFile> {
   const visited = new Set<number>()
   const pending: { path: string; id: number; depth: number }[] = []
   let found: FoundFile = { path: '', node: start }

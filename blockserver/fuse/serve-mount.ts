@@ -1,12 +1,12 @@
 /**
- * What `varve mount` runs: files, or with `--disk` disks, on a mount point, until that is unmounted or the command is told to end.
+ * Serves a mount until it is unmounted, or whoever serves it is told to end.
  */
 import type { Logger } from 'pino'
-import { MountPoint } from '@varve/blockserver/fuse/mount-point.ts'
-import type { MountOptions } from '@varve/blockserver/fuse/mount-point.ts'
-import type { MountedDirectories, MountedFilesystem } from '@varve/blockserver/fuse/mounted-filesystem.ts'
-import { Operations } from '@varve/blockserver/fuse/operations.ts'
-import { Session } from '@varve/blockserver/fuse/session.ts'
+import { MountPoint } from './mount-point.ts'
+import type { MountOptions } from './mount-point.ts'
+import type { MountedDirectories, MountedFilesystem } from './mounted-filesystem.ts'
+import { Operations } from './operations.ts'
+import { Session } from './session.ts'
 
 export interface ServeMountOptions extends MountOptions {
   root: MountedFilesystem
