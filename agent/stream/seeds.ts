@@ -12,9 +12,11 @@ import { digestOf } from '@varve/images/chunk/digest.ts'
 import { CUT_BYTES_MAX, SEGMENT_BYTES } from '@varve/images/chunk/limits.ts'
 import { FileDevice } from '@varve/images/device/file-device.ts'
 import { isVarveError, VarveError } from '@varve/images/errors.ts'
-import { Ext4Reader } from '@varve/images/filesystems/ext4/reader.ts'
-import { GPT_HEAD_BYTES, readGpt } from '@varve/images/formats/gpt.ts'
+import { openExt4 } from '@varve/images/filesystems/ext4/filesystem.ts'
+import type { Ext4Filesystem } from '@varve/images/filesystems/ext4/filesystem.ts'
+import { walk } from '@varve/images/filesystems/walk.ts'
 import { Kind } from '@varve/images/tree/tree.ts'
+import { readVolumes } from '@varve/images/volumes/volume-table.ts'
 import type { StreamedDisk } from './streamed-disk.ts'
 
 /** Work that is done in one go, before others have their turn, bytes. */
@@ -92,24 +94,33 @@ export class Seeds {
   async #takeDisk(file: string): Promise<void> {
     await using device = FileDevice.open({ path: file, readOnly: true })
     await this.#takePlaces(device)
-    for (const partition of partitionsOf(device)) {
+    for (const { view } of (await readVolumes(device)).volumes) {
       try {
-        await this.#takeFiles(await Ext4Reader.open(device, partition))
+        await this.#takeFiles(await openExt4(view))
       } catch (error) {
         this.#signal.throwIfAborted()
         if (!isVarveError(error)) throw error
-        // Another filesystem, or one that is damaged further on.
+        // Another filesystem, or one that is damaged.
         this.report.failures++
       }
     }
   }
 
-  /** Files of a filesystem, as they lie there: what its journal holds beside is not looked at, since every chunk is checked. */
-  async #takeFiles(files: Ext4Reader): Promise<void> {
-    for await (const { inode } of files.walk()) {
-      const { kind, sizeBytes } = inode
+  async #takeFiles(files: Ext4Filesystem): Promise<void> {
+    for await (const { node } of walk(files, { damaged: () => this.report.failures++ })) {
+      const { id, kind, sizeBytes } = node
       if (kind !== Kind.file || (sizeBytes <= CUT_BYTES_MAX && !this.#lengths.has(sizeBytes))) continue
-      for (let at = 0; at < sizeBytes; at += SEGMENT_BYTES) await this.#offerSegment(await files.content(inode, at, SEGMENT_BYTES))
+      try {
+        for (let at = 0; at < sizeBytes; at += SEGMENT_BYTES) {
+          const segment = Buffer.allocUnsafe(Math.min(SEGMENT_BYTES, sizeBytes - at))
+          await files.read(id, segment, at)
+          await this.#offerSegment(segment)
+        }
+      } catch (error) {
+        this.#signal.throwIfAborted()
+        if (!isVarveError(error)) throw error
+        this.report.failures++
+      }
     }
   }
 
@@ -167,11 +178,4 @@ export class Seeds {
       return undefined
     }
   }
-}
-
-/** Where filesystems may begin, bytes: the partitions, or the disk itself. */
-function partitionsOf(device: FileDevice): number[] {
-  const head = Buffer.alloc(Math.min(GPT_HEAD_BYTES, device.sizeBytes))
-  device.read(head, 0)
-  return readGpt(head, device.sizeBytes)?.map(({ firstByte }) => firstByte) ?? [0]
 }

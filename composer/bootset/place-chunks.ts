@@ -1,8 +1,10 @@
 /**
  * What the chunks of a disk are: which files, directories, inodes or areas they belong to. The other way round: translate.ts.
  */
-import { isVarveError, VarveError } from '@varve/images/errors.ts'
-import type { Ext4Found, Ext4Reader } from '@varve/images/filesystems/ext4/reader.ts'
+import { isVarveError } from '@varve/images/errors.ts'
+import type { Ext4Filesystem } from '@varve/images/filesystems/ext4/filesystem.ts'
+import { walk } from '@varve/images/filesystems/walk.ts'
+import type { Found } from '@varve/images/filesystems/walk.ts'
 import { Kind } from '@varve/images/tree/tree.ts'
 import { Part, PATH_BYTES_MAX } from './boot-set.ts'
 import type { Place, PlacedChunk } from './boot-set.ts'
@@ -38,9 +40,8 @@ class Places {
   readonly #wanted: Int32Array
   readonly #places: Place[][]
   readonly #steps = new Set<number>()
-  /** Inodes whose blocks have been added, and bytes of all of these. */
+  /** Inodes whose blocks have been added. */
   readonly #inodes = new Set<number>()
-  #claimedBytes = 0
 
   constructor(view: DiskView, chunks: Uint32Array) {
     this.#view = view
@@ -63,29 +64,30 @@ class Places {
   }
 
   /** What a damaged filesystem does not say, or is beyond a limit, stays without a name. */
-  async addFiles(files: Ext4Reader): Promise<void> {
-    await unlessDamaged(async () => {
-      for await (const found of files.walk()) if (found.path.length <= PATH_BYTES_MAX) await unlessDamaged(() => this.#addFound(files, found))
-    })
+  async addFiles(files: Ext4Filesystem): Promise<void> {
+    for await (const found of walk(files, { damaged: () => {} })) {
+      if (found.path.length > PATH_BYTES_MAX) continue
+      try {
+        await this.#addFound(found)
+      } catch (error) {
+        if (!isVarveError(error, 'FORMAT_INVALID', 'FORMAT_UNSUPPORTED', 'LIMIT_EXCEEDED')) throw error
+      }
+    }
   }
 
-  async #addFound(files: Ext4Reader, { path, inode }: Ext4Found): Promise<void> {
-    const position = files.inodePosition(inode.number)
-    const step = Math.floor(position / INODE_STEP_BYTES)
+  async #addFound({ path, node }: Found): Promise<void> {
+    // By another name: its chunks have one.
+    if (this.#inodes.has(node.id)) return
+    this.#inodes.add(node.id)
+    const { inode, metadata, pieces } = await this.#view.placesOf(node.id)
+    const step = Math.floor(inode / INODE_STEP_BYTES)
     if (!this.#steps.has(step)) {
       this.#steps.add(step)
-      this.addRange(position, 1, Part.inode, path, 0)
+      metadata.push(this.#view.onDisk(inode, 1)[0].start)
     }
-    // By another name: its chunks have one.
-    if (this.#inodes.has(inode.number)) return
-    this.#inodes.add(inode.number)
-    const { runs, nodes } = await files.blocks(inode)
-    this.#claimedBytes += runs.reduce((sum, { length }) => sum + length, 0)
-    if (this.#claimedBytes > files.sizeBytes) throw new VarveError('LIMIT_EXCEEDED', 'ext4: files claim more blocks than there are')
-    for (const node of nodes) this.addRange(node, 1, Part.inode, path, 0)
-    if (inode.xattrBlock !== 0) this.addRange(files.start + inode.xattrBlock * files.blockBytes, 1, Part.inode, path, 0)
-    const part = inode.kind === Kind.directory ? Part.directory : Part.file
-    for (const { fileOffset, diskOffset, length } of runs) this.addRange(diskOffset, length, part, path, fileOffset)
+    for (const start of metadata) this.addRange(start, 1, Part.inode, path, 0)
+    const part = node.kind === Kind.directory ? Part.directory : Part.file
+    for (const { offset, start, length } of pieces) this.addRange(start, length, part, path, offset)
   }
 
   result(): PlacedChunk[] {
@@ -93,13 +95,5 @@ class Places {
       digest: this.#view.map.chunkDigest(this.#chunks[index]).slice(),
       places: places.length > 0 ? places : [{ part: Part.content, path: '', offset: 0, length: this.#view.map.chunkBytes[this.#chunks[index]] }],
     }))
-  }
-}
-
-async function unlessDamaged(work: () => Promise<void>): Promise<void> {
-  try {
-    await work()
-  } catch (error) {
-    if (!isVarveError(error, 'FORMAT_INVALID', 'FORMAT_UNSUPPORTED', 'LIMIT_EXCEEDED')) throw error
   }
 }

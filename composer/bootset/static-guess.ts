@@ -3,8 +3,8 @@
  * target with their programs, the libraries of these, and what every boot of such a system reads besides. Bounded in files and bytes.
  */
 import { isVarveError } from '@varve/images/errors.ts'
+import type { FileNode } from '@varve/images/filesystems/filesystem.ts'
 import { readElf } from '@varve/images/formats/elf.ts'
-import type { Ext4Inode } from '@varve/images/filesystems/ext4/reader.ts'
 import { Kind } from '@varve/images/tree/tree.ts'
 import { compareVersions } from '../boot/version-order.ts'
 import { BOOT_SET_ENTRIES_MAX, BootSet, Part } from './boot-set.ts'
@@ -181,21 +181,20 @@ class Guess {
     this.#sought.add(name)
     for (const path of name.includes('/') ? [name] : directories.map((directory) => `${directory}/${name}`)) {
       const found = await this.#view.resolve(path)
-      if (found?.inode.kind !== Kind.file) continue
+      if (found?.node.kind !== Kind.file) continue
       const isNew = !this.#paths.has(found.path)
-      this.#add(found.path, found.inode, FILE_BYTES_MAX, await this.#view.files!.blocks(found.inode))
-      if (isNew) await this.#addNeeds(found.path, found.inode)
+      await this.#add(found.path, found.node, FILE_BYTES_MAX)
+      if (isNew) await this.#addNeeds(found.path, found.node)
       return true
     }
     this.#sought.delete(name)
     return false
   }
 
-  async #addNeeds(path: string, inode: Ext4Inode): Promise<void> {
-    const files = this.#view.files!
-    const elf = await readElf((offset, length) => files.content(inode, offset, length))
+  async #addNeeds(path: string, file: FileNode): Promise<void> {
+    const elf = await readElf((offset, length) => this.#content(file, offset, length))
     if (elf === undefined) {
-      const script = /^#!\s*(\S+)/.exec((await files.content(inode, 0, 256)).toString('latin1'))?.[1]
+      const script = /^#!\s*(\S+)/.exec((await this.#content(file, 0, 256)).toString('latin1'))?.[1]
       if (script !== undefined) await this.#addProgram(script.replace(/^\//, ''))
       return
     }
@@ -208,25 +207,26 @@ class Guess {
   async #addBelow(directory: string, bytesMax: number, depth = 0): Promise<void> {
     for (const name of (await this.#names(directory)).sort()) {
       const path = `${directory}/${name}`
-      const inode = (await this.#view.trail(path))?.at(-1)?.inode
-      if (inode?.kind === Kind.directory && depth < DEPTH_MAX) await this.#addBelow(path, bytesMax, depth + 1)
-      else if (inode?.kind === Kind.file) await this.#addFile(path, bytesMax)
+      const node = (await this.#view.trail(path))?.at(-1)?.node
+      if (node?.kind === Kind.directory && depth < DEPTH_MAX) await this.#addBelow(path, bytesMax, depth + 1)
+      else if (node?.kind === Kind.file) await this.#addFile(path, bytesMax)
     }
   }
 
   /** @returns false if the path leads to no file, or to one that is too large */
   async #addFile(path: string, bytesMax = FILE_BYTES_MAX): Promise<boolean> {
     const found = await this.#view.resolve(path)
-    if (found?.inode.kind !== Kind.file || found.inode.sizeBytes > bytesMax) return false
-    this.#add(found.path, found.inode, bytesMax, await this.#view.files!.blocks(found.inode))
+    if (found?.node.kind !== Kind.file || found.node.sizeBytes > bytesMax) return false
+    await this.#add(found.path, found.node, bytesMax)
     return true
   }
 
-  #add(path: string, inode: Ext4Inode, bytesMax: number, { runs }: { runs: { fileOffset: number; diskOffset: number; length: number }[] }): void {
-    if (this.#paths.has(path) || inode.sizeBytes > bytesMax || this.#bytes + inode.sizeBytes > GUESS_BYTES_MAX) return
+  async #add(path: string, { id, sizeBytes }: FileNode, bytesMax: number): Promise<void> {
+    const { pieces } = await this.#view.placesOf(id)
+    if (this.#paths.has(path) || sizeBytes > bytesMax || this.#bytes + sizeBytes > GUESS_BYTES_MAX) return
     this.#paths.add(path)
-    this.#bytes += inode.sizeBytes
-    for (const { fileOffset, diskOffset, length } of runs) this.#addRange(Part.file, path, { offset: fileOffset, start: diskOffset, length })
+    this.#bytes += sizeBytes
+    for (const piece of pieces) this.#addRange(Part.file, path, piece)
   }
 
   #addArea(name: string): void {
@@ -247,14 +247,21 @@ class Guess {
   /** Names in a directory; none if there is no such directory. */
   async #names(path: string): Promise<string[]> {
     const found = await this.#view.resolve(path)
-    if (found?.inode.kind !== Kind.directory) return []
-    return (await this.#view.files!.list(found.inode)).map(({ name }) => name)
+    if (found?.node.kind !== Kind.directory) return []
+    return (await this.#view.files!.list(found.node.id)).map(({ name }) => name)
   }
 
   /** Content of a file of configuration; nothing if there is none. */
   async #text(path: string, bytesMax = CONFIGURATION_BYTES_MAX): Promise<string> {
     const found = await this.#view.resolve(path)
-    if (found?.inode.kind !== Kind.file || found.inode.sizeBytes > bytesMax) return ''
-    return (await this.#view.files!.content(found.inode, 0, bytesMax)).toString('latin1')
+    if (found?.node.kind !== Kind.file || found.node.sizeBytes > bytesMax) return ''
+    return (await this.#content(found.node, 0, bytesMax)).toString('latin1')
+  }
+
+  /** Fewer than `length` bytes at the end of the file. */
+  async #content({ id, sizeBytes }: FileNode, offset: number, length: number): Promise<Buffer> {
+    const bytes = Buffer.alloc(Math.max(0, Math.min(length, sizeBytes - offset)))
+    if (bytes.length > 0) await this.#view.files!.read(id, bytes, offset)
+    return bytes
   }
 }

@@ -9,18 +9,13 @@ import { Kind } from '@varve/images/tree/tree.ts'
 import { Part } from './boot-set.ts'
 import type { BootSet, BootSetEntry, Place } from './boot-set.ts'
 import { AreaName } from './disk-view.ts'
-import type { DiskView, Segment, Trail } from './disk-view.ts'
+import type { DiskView, Piece, Trail } from './disk-view.ts'
 
 const DIGEST_WORDS = 8
 /** Linux reads inode tables in aligned pieces of so many blocks (inode_readahead_blks). */
 const INODE_READ_BLOCKS = 32
 /** Subjects whose places are kept. */
 const KNOWN_MAX = 256
-
-/** A part of a file or area that lies in one piece, `offset` bytes into it. */
-interface Piece extends Segment {
-  offset: number
-}
 
 /**
  * Chunks of the view's map, none twice, in the order in which a boot wants them.
@@ -92,15 +87,14 @@ class Translation {
     if (trail === undefined) return []
     await this.#addTrail(trail)
     if (part !== Part.file) return []
-    const { runs } = await this.#view.files!.blocks(trail[trail.length - 1].inode)
-    return runs.map(({ fileOffset, diskOffset, length }) => ({ offset: fileOffset, start: diskOffset, length }))
+    return (await this.#view.placesOf(trail[trail.length - 1].node.id)).pieces
   }
 
-  #addInode(number: number): void {
-    const { start, blockBytes } = this.#view.files!
+  #addInode(inode: number): void {
+    const { blockBytes, volume } = this.#view.files!
     const bytes = INODE_READ_BLOCKS * blockBytes
-    const before = this.#view.files!.inodePosition(number) - start
-    this.#addRange(start + before - (before % bytes), bytes)
+    const from = inode - (inode % bytes)
+    for (const { start, length } of this.#view.onDisk(from, Math.min(bytes, volume.sizeBytes - from))) this.#addRange(start, length)
   }
 
   #begins(segments: readonly Piece[], at: number, chunk: number): boolean {
@@ -119,15 +113,13 @@ class Translation {
   }
 
   async #addTrail(trail: Trail): Promise<void> {
-    const files = this.#view.files!
-    for (const { inode } of trail) {
-      if (this.#inodes.has(inode.number)) continue
-      this.#inodes.add(inode.number)
-      this.#addInode(inode.number)
-      const { runs, nodes } = await files.blocks(inode)
-      for (const node of nodes) this.#addRange(node, 1)
-      if (inode.xattrBlock !== 0) this.#addRange(files.start + inode.xattrBlock * files.blockBytes, 1)
-      if (inode.kind !== Kind.file) for (const { diskOffset, length } of runs) this.#addRange(diskOffset, length)
+    for (const { node } of trail) {
+      if (this.#inodes.has(node.id)) continue
+      this.#inodes.add(node.id)
+      const { inode, metadata, pieces } = await this.#view.placesOf(node.id)
+      this.#addInode(inode)
+      for (const start of metadata) this.#addRange(start, 1)
+      if (node.kind !== Kind.file) for (const { start, length } of pieces) this.#addRange(start, length)
     }
   }
 

@@ -1,5 +1,5 @@
 /**
- * GPT: writes primary and backup header, 128 entries each, protective MBR; and reads the primary table.
+ * GPT: writes primary and backup header, 128 entries each, protective MBR. Reading: gpt-reader.ts.
  * Bytes: UEFI specification 2.10, section 5.3; the disks that we lay out: docs/formats/disk.md.
  */
 import { crc32 } from 'node:zlib'
@@ -71,32 +71,6 @@ export function writeGpt(sink: LayoutSink, options: GptOptions): void {
   sink.bytes(diskBytes - GPT_TAIL_BYTES, tail)
 }
 
-/** A partition as it is found on a disk. */
-export type FoundPartition = Pick<GptPartition, 'typeGuid' | 'name' | 'firstByte' | 'byteLength'>
-
-/**
- * Partitions of the primary table; undefined if there is no table that is sound. Those that are not inside the disk are left out.
- * @param head the first bytes of the disk: GPT_HEAD_BYTES, or all if it is smaller
- */
-export function readGpt(head: Uint8Array, diskBytes: number): FoundPartition[] | undefined {
-  const bytes = Buffer.from(head.buffer, head.byteOffset, head.byteLength)
-  if (bytes.length < GPT_HEAD_BYTES || bytes.toString('latin1', SECTOR_BYTES, SECTOR_BYTES + 8) !== 'EFI PART') return undefined
-  const header = Buffer.from(bytes.subarray(SECTOR_BYTES, SECTOR_BYTES + HEADER_BYTES))
-  const checksum = header.readUInt32LE(16)
-  header.writeUInt32LE(0, 16)
-  if (crc32(header) !== checksum || header.readUInt32LE(84) !== ENTRY_BYTES) return undefined
-  const partitions: FoundPartition[] = []
-  for (let at = 2 * SECTOR_BYTES; at < GPT_HEAD_BYTES; at += ENTRY_BYTES) {
-    const first = Number(bytes.readBigUInt64LE(at + 32))
-    const end = Number(bytes.readBigUInt64LE(at + 40)) + 1
-    const isUsed = bytes.subarray(at, at + 16).some((byte) => byte !== 0)
-    if (!isUsed || first >= end || end * SECTOR_BYTES > diskBytes) continue
-    const name = bytes.toString('utf16le', at + 56, at + 56 + 2 * NAME_UNITS_MAX).replace(/\0[^]*/, '')
-    partitions.push({ typeGuid: guidText(bytes.subarray(at, at + 16)), name, firstByte: first * SECTOR_BYTES, byteLength: (end - first) * SECTOR_BYTES })
-  }
-  return partitions
-}
-
 function checkPartitions(diskBytes: number, partitions: readonly GptPartition[]): void {
   if (!Number.isSafeInteger(diskBytes) || diskBytes % SECTOR_BYTES !== 0) throw new RangeError(`a disk of ${diskBytes} bytes is not whole sectors`)
   if (partitions.length > ENTRY_COUNT) throw new RangeError(`${partitions.length} partitions do not fit a GPT`)
@@ -155,7 +129,8 @@ export function guidBytes(text: string): Uint8Array {
   return bytes
 }
 
-function guidText(guid: Uint8Array): string {
+/** The other way round. @param guid 16 bytes */
+export function guidText(guid: Uint8Array): string {
   const groups = [[3, 2, 1, 0], [5, 4], [7, 6], [8, 9], [10, 11, 12, 13, 14, 15]]
   return groups.map((group) => group.map((index) => guid[index].toString(16).padStart(2, '0')).join('')).join('-')
 }

@@ -1,6 +1,6 @@
 /**
  * Protective MBR: the first sector of a GPT disk, which keeps tools that know only MBR away, and holds the BIOS boot code.
- * Not a reader, and not a partition table of its own. Bytes: UEFI specification 2.10, section 5.2.
+ * Not a partition table of its own; those are read by mbr-reader.ts. Bytes: UEFI specification 2.10, section 5.2.
  */
 
 /** Bytes per sector of every disk that we lay out. */
@@ -8,9 +8,9 @@ export const SECTOR_BYTES = 512
 /** Bytes of boot code that an MBR has room for. */
 export const BOOT_CODE_BYTES_MAX = 440
 
-const PARTITION_TABLE_OFFSET = 446
-const SIGNATURE_OFFSET = 510
-const TYPE_GPT_PROTECTIVE = 0xee
+export const PARTITION_TABLE_OFFSET = 446
+export const SIGNATURE_OFFSET = 510
+export const TYPE_GPT_PROTECTIVE = 0xee
 
 /**
  * The first sector of a GPT disk, 512 bytes.

@@ -33,8 +33,8 @@ async function readFiles(home: string, socket: string, count: number): Promise<N
   const client = await connect(`unix:${socket}`)
   const view = await DiskView.open(await readMap(opened, (await opened.catalog.cvd('desk')).baseMap!), opened.store)
   for (let index = count - 1; index >= 0; index--) {
-    const { runs } = await view.files!.blocks((await view.trail(`data/${index}`))!.at(-1)!.inode)
-    for (const { diskOffset, length } of runs) await client.read(diskOffset, length)
+    const { pieces } = await view.placesOf((await view.trail(`data/${index}`))!.at(-1)!.node.id)
+    for (const { start, length } of pieces) await client.read(start, length)
   }
   return client
 }

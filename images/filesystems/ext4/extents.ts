@@ -7,13 +7,13 @@ import type { BlockAllocator } from './block-allocator.ts'
 import { checksumBlock } from './checksum.ts'
 import { BLOCK_BYTES, viewOf } from './format.ts'
 
-/** Blocks of an extent; more would mean "not yet written". */
-const EXTENT_BLOCKS_MAX = 32768
-const MAGIC = 0xf30a
-const ENTRY_BYTES = 12
+/** Blocks of an extent; more means "allocated, but not yet written". */
+export const EXTENT_BLOCKS_MAX = 32768
+export const EXTENT_MAGIC = 0xf30a
+export const EXTENT_ENTRY_BYTES = 12
 const INODE_ENTRIES = 4
-const BLOCK_ENTRIES = Math.floor((BLOCK_BYTES - ENTRY_BYTES) / ENTRY_BYTES)
-const TAIL_OFFSET = ENTRY_BYTES + BLOCK_ENTRIES * ENTRY_BYTES
+const BLOCK_ENTRIES = Math.floor((BLOCK_BYTES - EXTENT_ENTRY_BYTES) / EXTENT_ENTRY_BYTES)
+const TAIL_OFFSET = EXTENT_ENTRY_BYTES + BLOCK_ENTRIES * EXTENT_ENTRY_BYTES
 
 /** Sorted by logical block; reused from file to file. */
 export class Extents {
@@ -145,13 +145,13 @@ interface Node {
 
 /** The view's signed setters write the same bits as the unsigned ones, and are compiled earlier by V8. */
 function writeNode(view: DataView, offset: number, node: Node): void {
-  view.setInt16(offset, MAGIC, true)
+  view.setInt16(offset, EXTENT_MAGIC, true)
   view.setInt16(offset + 2, node.count, true)
   view.setInt16(offset + 4, node.most, true)
   view.setInt16(offset + 6, node.depth, true)
   view.setInt32(offset + 8, 0, true)
   for (let index = 0; index < node.count; index++) {
-    const at = offset + ENTRY_BYTES * (index + 1)
+    const at = offset + EXTENT_ENTRY_BYTES * (index + 1)
     const physical = node.from.physicals[node.first + index]
     const low = physical >>> 0
     const high = Math.floor(physical / 2 ** 32)

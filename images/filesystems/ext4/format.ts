@@ -1,5 +1,5 @@
 /**
- * Constants of the ext4 disk format, as far as we write it. What we choose among them and why: docs/formats/ext4.md.
+ * Constants of the ext4 disk format. What we choose among them when we write, and what we read: docs/formats/ext4.md.
  * Bytes: Linux, Documentation/filesystems/ext4; lib/ext2fs/ext2_fs.h of e2fsprogs.
  */
 import { Kind } from '../../tree/tree.ts'
@@ -36,11 +36,38 @@ export const FAST_SYMLINK_BYTES_MAX = 59
 /** Largest file: 2^32 - 1 blocks, bytes. */
 export const FILE_BYTES_MAX = (2 ** 32 - 1) * BLOCK_BYTES
 
-export const COMPAT = { hasJournal: 0x4, extAttr: 0x8, resizeInode: 0x10, dirIndex: 0x20 } as const
-export const INCOMPAT = { filetype: 0x2, extents: 0x40, bit64: 0x80, flexBg: 0x200, eaInode: 0x400, largeDir: 0x4000 } as const
-export const RO_COMPAT = { sparseSuper: 0x1, largeFile: 0x2, hugeFile: 0x8, dirNlink: 0x20, extraIsize: 0x40, metadataCsum: 0x400 } as const
+export const COMPAT = { hasJournal: 0x4, extAttr: 0x8, resizeInode: 0x10, dirIndex: 0x20, sparseSuper2: 0x200 } as const
+export const INCOMPAT = {
+  compression: 0x1,
+  filetype: 0x2,
+  recover: 0x4,
+  journalDevice: 0x8,
+  metaBg: 0x10,
+  extents: 0x40,
+  bit64: 0x80,
+  mmp: 0x100,
+  flexBg: 0x200,
+  eaInode: 0x400,
+  dirData: 0x1000,
+  checksumSeed: 0x2000,
+  largeDir: 0x4000,
+  inlineData: 0x8000,
+  encrypt: 0x10000,
+  casefold: 0x20000,
+} as const
+export const RO_COMPAT = {
+  sparseSuper: 0x1,
+  largeFile: 0x2,
+  hugeFile: 0x8,
+  groupChecksum: 0x10,
+  dirNlink: 0x20,
+  extraIsize: 0x40,
+  bigalloc: 0x200,
+  metadataCsum: 0x400,
+  sharedBlocks: 0x4000,
+} as const
 
-export const INODE_FLAG = { index: 0x1000, extents: 0x80000, eaInode: 0x200000 } as const
+export const INODE_FLAG = { encrypt: 0x800, index: 0x1000, hugeFile: 0x40000, extents: 0x80000, eaInode: 0x200000, inlineData: 0x10000000, casefold: 0x40000000 } as const
 export const GROUP_FLAG = { inodeUninit: 1, blockUninit: 2, itableZeroed: 4 } as const
 
 /** Offsets inside an inode. */
@@ -57,6 +84,7 @@ export const INODE = {
   flags: 0x20,
   version: 0x24,
   block: 0x28,
+  generation: 0x64,
   fileAclLow: 0x68,
   sizeHigh: 0x6c,
   blocksHigh: 0x74,
@@ -74,6 +102,8 @@ export const INODE = {
   xattrs: 128 + EXTRA_ISIZE_BYTES,
 } as const
 
+/** Room for block numbers, extents, a short target or inline data, bytes. */
+export const INODE_BLOCK_BYTES = 60
 /** Room for extended attributes in an inode, bytes. */
 export const INODE_XATTR_BYTES = INODE_BYTES - INODE.xattrs
 

@@ -7,21 +7,21 @@ import { VarveError } from '../../errors.ts'
 import { checksumBlock } from './checksum.ts'
 import { BLOCK_BYTES, INODE_XATTR_BYTES, blocksOf, viewOf } from './format.ts'
 
-const MAGIC = 0xea020000
-const ENTRY_BYTES = 16
-const BLOCK_HEADER_BYTES = 32
+export const XATTR_MAGIC = 0xea020000
+export const XATTR_ENTRY_BYTES = 16
+export const XATTR_BLOCK_HEADER_BYTES = 32
 /** Inodes that may share a block. */
 export const XATTR_BLOCK_SHARES_MAX = 1024
 
-const ACL_INDEX_ACCESS = 2
-const ACL_INDEX_DEFAULT = 3
+export const ACL_INDEX_ACCESS = 2
+export const ACL_INDEX_DEFAULT = 3
 /** Prefixes that Linux stores as a number; names of other namespaces cannot be stored. */
-const PREFIXES: readonly [string, number][] = [
+export const PREFIXES: readonly [string, number][] = [
   ['user.', 1],
   ['trusted.', 4],
   ['security.', 6],
 ]
-const ACL_NAMES: ReadonlyMap<string, number> = new Map([
+export const ACL_NAMES: ReadonlyMap<string, number> = new Map([
   ['system.posix_acl_access', ACL_INDEX_ACCESS],
   ['system.posix_acl_default', ACL_INDEX_DEFAULT],
 ])
@@ -61,7 +61,7 @@ export function planXattrs(xattrs: readonly Xattr[], subject: () => string): Xat
   const body: Attribute[] = []
   const block: Attribute[] = []
   let bodyLeft = INODE_XATTR_BYTES - 8
-  let blockLeft = BLOCK_BYTES - BLOCK_HEADER_BYTES - 4
+  let blockLeft = BLOCK_BYTES - XATTR_BLOCK_HEADER_BYTES - 4
   for (const attribute of attributes) {
     const bytes = entryBytes(attribute) + padded(attribute.value.length)
     if (bytes <= bodyLeft) {
@@ -103,6 +103,8 @@ const ACL_VERSION_XATTR = 2
 const ACL_VERSION_DISK = 1
 const ACL_TAG_USER = 2
 const ACL_TAG_GROUP = 8
+/** In the form of the system call: no user or group is named. */
+const ACL_ID_NONE = 0xffffffff
 const ACL_TAGS = [1, ACL_TAG_USER, 4, ACL_TAG_GROUP, 16, 32]
 
 /** From the form of the system call (8 bytes an entry) to that on disk (4 bytes, 8 for those that name a user or group). */
@@ -128,6 +130,28 @@ function toDiskAcl(value: Uint8Array, subject: () => string): Uint8Array {
   return disk.subarray(0, length)
 }
 
+/** The other way round. @throws VarveError FORMAT_INVALID */
+export function fromDiskAcl(disk: Uint8Array, subject: () => string): Uint8Array {
+  const invalid = () => new VarveError('FORMAT_INVALID', `ext4: ${subject()} has an ACL that cannot be read`)
+  if (disk.length < 4) throw invalid()
+  const from = viewOf(disk)
+  if (from.getUint32(0, true) !== ACL_VERSION_DISK) throw invalid()
+  const value = new Uint8Array(4 + 2 * disk.length)
+  const to = viewOf(value)
+  to.setUint32(0, ACL_VERSION_XATTR, true)
+  let length = 4
+  for (let at = 4; at < disk.length; length += 8) {
+    const tag = at + 4 <= disk.length ? from.getUint16(at, true) : 0
+    const hasId = tag === ACL_TAG_USER || tag === ACL_TAG_GROUP
+    if (!ACL_TAGS.includes(tag) || (hasId && at + 8 > disk.length)) throw invalid()
+    to.setUint16(length, tag, true)
+    to.setUint16(length + 2, from.getUint16(at + 2, true), true)
+    to.setUint32(length + 4, hasId ? from.getUint32(at + 4, true) : ACL_ID_NONE, true)
+    at += hasId ? 8 : 4
+  }
+  return value.slice(0, length)
+}
+
 /** The kernel looks names up in this order. */
 function compareNames(a: Attribute, b: Attribute): number {
   return a.index - b.index || a.name.length - b.name.length || (a.name < b.name ? -1 : a.name > b.name ? 1 : 0)
@@ -138,13 +162,13 @@ function padded(bytes: number): number {
 }
 
 function entryBytes(attribute: Attribute): number {
-  return ENTRY_BYTES + padded(attribute.name.length)
+  return XATTR_ENTRY_BYTES + padded(attribute.name.length)
 }
 
 function writeBody(attributes: readonly Attribute[]): Uint8Array {
   const bytes = new Uint8Array(INODE_XATTR_BYTES)
   const view = viewOf(bytes)
-  view.setUint32(0, MAGIC, true)
+  view.setUint32(0, XATTR_MAGIC, true)
   writeEntries(bytes, 4, 4, attributes, () => 0)
   return bytes
 }
@@ -155,11 +179,11 @@ function writeBody(attributes: readonly Attribute[]): Uint8Array {
  */
 export function writeXattrBlock(into: Uint8Array, attributes: readonly Attribute[], outsideHash: (valueInode: number) => number): void {
   const view = viewOf(into)
-  view.setUint32(0, MAGIC, true)
+  view.setUint32(0, XATTR_MAGIC, true)
   view.setUint32(8, 1, true)
   let blockHash = 0
   let shareable = true
-  writeEntries(into, BLOCK_HEADER_BYTES, 0, attributes, (attribute) => {
+  writeEntries(into, XATTR_BLOCK_HEADER_BYTES, 0, attributes, (attribute) => {
     const hash = entryHash(attribute, outsideHash)
     blockHash = ((blockHash << 16) | (blockHash >>> 16)) ^ hash
     if (hash === 0) shareable = false
@@ -189,7 +213,7 @@ function writeEntries(bytes: Uint8Array, start: number, base: number, attributes
     view.setUint32(at + 4, attribute.valueInode, true)
     view.setUint32(at + 8, attribute.value.length, true)
     view.setUint32(at + 12, hash(attribute) >>> 0, true)
-    for (let index = 0; index < attribute.name.length; index++) bytes[at + ENTRY_BYTES + index] = attribute.name.charCodeAt(index)
+    for (let index = 0; index < attribute.name.length; index++) bytes[at + XATTR_ENTRY_BYTES + index] = attribute.name.charCodeAt(index)
     if (attribute.valueInode === 0 && attribute.value.length > 0) {
       end -= padded(attribute.value.length)
       bytes.set(attribute.value, end)

@@ -1,10 +1,13 @@
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, test } from 'node:test'
-import { GPT_HEAD_BYTES, PartitionType, guidBytes, readGpt, writeGpt } from '@varve/images/formats/gpt.ts'
+import { FileDevice } from '@varve/images/device/file-device.ts'
+import { MemoryDevice } from '@varve/images/device/memory-device.ts'
+import { readGpt } from '@varve/images/formats/gpt-reader.ts'
+import { PartitionType, guidBytes, writeGpt } from '@varve/images/formats/gpt.ts'
 import type { GptPartition } from '@varve/images/formats/gpt.ts'
 import { Random, testSeed } from '../../random.ts'
 import { FileSink } from '../filesystems/fat/file-sink.ts'
@@ -70,7 +73,7 @@ function firstSector(): Buffer {
   return execFileSync('dd', [`if=${image}`, 'bs=512', 'count=1', 'status=none'])
 }
 
-test('random tables pass sgdisk, and are read as they were written', () => {
+test('random tables pass sgdisk, and are read as they were written', async () => {
   const seed = testSeed()
   const random = new Random(seed)
   for (let round = 0; round < 15; round++) {
@@ -85,25 +88,42 @@ test('random tables pass sgdisk, and are read as they were written', () => {
     }
     write(at + 33 * 512 + random.below(3) * 512, partitions)
     assert.match(execFileSync('sgdisk', ['-v', image], { encoding: 'utf8' }), /No problems found/, `VARVE_TEST_SEED=${seed}, round ${round}`)
-    const disk = readFileSync(image)
-    const expected = partitions.map(({ typeGuid, name, firstByte, byteLength }) => ({ typeGuid, name, firstByte, byteLength }))
-    assert.deepEqual(readGpt(disk.subarray(0, GPT_HEAD_BYTES), disk.length), expected, `VARVE_TEST_SEED=${seed}, round ${round}`)
+    const expected = partitions.map((partition, index) => ({ ...partition, attributes: partition.attributes ?? 0n, number: index + 1 }))
+    await using disk = FileDevice.open({ path: image, readOnly: true })
+    assert.deepEqual(await readGpt(disk), { sectorBytes: 512, diskGuid: '0f0e0d0c-1b2a-4321-8765-0123456789ab', partitions: expected, notices: [] }, `VARVE_TEST_SEED=${seed}, round ${round}`)
   }
 })
 
-test('what is no partition table is none, and partitions outside of the disk are not there', () => {
-  write(100 * MIB, three)
-  const head = readFileSync(image).subarray(0, GPT_HEAD_BYTES)
-  assert.equal(readGpt(head.subarray(0, 1000), 100 * MIB), undefined)
-  assert.equal(readGpt(Buffer.alloc(GPT_HEAD_BYTES), 100 * MIB), undefined)
-  assert.deepEqual(readGpt(head, 66 * MIB)!.map(({ name }) => name), ['bios', 'efi'])
-  const seed = testSeed()
-  const random = new Random(seed)
-  for (let round = 0; round < 500; round++) {
-    const bytes = Buffer.from(head)
-    for (let change = random.below(20); change > 0; change--) bytes[random.between(512, 2000)] = random.below(256)
-    for (const { firstByte, byteLength } of readGpt(bytes, 100 * MIB) ?? []) assert.ok(byteLength > 0 && firstByte + byteLength <= 100 * MIB, `seed ${seed}`)
+test('a damaged table is replaced by its backup, and a damaged backup is said to be one', async () => {
+  const damagedAt = async (...places: number[]): Promise<Awaited<ReturnType<typeof readGpt>>> => {
+    write(100 * MIB, three)
+    await using disk = FileDevice.open({ path: image })
+    for (const place of places) await disk.write(Buffer.of(0xa5), place)
+    return await readGpt(disk)
   }
+  const [header, entries, backupEntries, backupHeader] = [512 + 60, 1024 + 130, 100 * MIB - 33 * 512 + 130, 100 * MIB - 512 + 60]
+  for (const place of [header, entries]) {
+    const table = (await damagedAt(place))!
+    assert.deepEqual(table.partitions.map(({ name }) => name), three.map(({ name }) => name))
+    assert.match(table.notices.join(), /its backup is used/)
+  }
+  for (const place of [backupHeader, backupEntries]) {
+    const table = (await damagedAt(place))!
+    assert.deepEqual(table.partitions.map(({ name }) => name), three.map(({ name }) => name))
+    assert.match(table.notices.join(), /the backup of the GPT at sector 204799 (?:is damaged|has damaged entries)/)
+  }
+  assert.equal(await damagedAt(header, backupEntries), undefined)
+  assert.equal(await readGpt(new MemoryDevice(1000)), undefined)
+  assert.equal(await readGpt(new MemoryDevice(MIB)), undefined)
+})
+
+test('partitions outside of the disk are left out, which is said', async () => {
+  write(100 * MIB, three)
+  execFileSync('truncate', ['-s', '66M', image])
+  await using disk = FileDevice.open({ path: image, readOnly: true })
+  const table = (await readGpt(disk))!
+  assert.deepEqual(table.partitions.map(({ name }) => name), ['bios', 'efi'])
+  assert.deepEqual(table.notices, ['the backup of the GPT at sector 204799 is not on the disk', 'partition 3 reaches beyond the end of the disk, and is left out'])
 })
 
 function guidOf(random: Random): string {

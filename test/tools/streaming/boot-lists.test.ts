@@ -52,7 +52,7 @@ async function startCvd(home: Home, name: string, layers: string[]): Promise<{ d
 async function chunksOf(view: DiskView, files: readonly string[]): Promise<number[]> {
   const chunks: number[] = []
   for (const file of files) {
-    for (const { diskOffset, length } of (await view.files!.blocks((await view.trail(file))!.at(-1)!.inode)).runs) view.forEachChunk(diskOffset, length, (chunk) => chunks.push(chunk))
+    for (const { start, length } of (await view.placesOf((await view.trail(file))!.at(-1)!.node.id)).pieces) view.forEachChunk(start, length, (chunk) => chunks.push(chunk))
   }
   return chunks
 }
