@@ -26,7 +26,6 @@ export class ExfatFilesystem extends ClusterFilesystem {
   readonly uuid: string
   readonly unclean: boolean
   protected readonly directoryBytesMax = DIRECTORY_BYTES_MAX
-  protected readonly attributesXattr = 'user.exfat.attributes'
   readonly #boot: ExfatBoot
   /** Places of stream entries that are not right behind their file entry: a piece of a directory ends between them. By id. */
   readonly #streamPlaces = new Map<number, number>()

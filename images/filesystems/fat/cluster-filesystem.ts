@@ -82,6 +82,7 @@ const PIECE_BYTES = 64 << 10
 const ENTRY_PAGE_BYTES = 4096
 const ENTRY_PAGES_MAX = 1024
 
+const ATTRIBUTES_XATTR = 'user.fat.attributes'
 const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true })
 
 export abstract class ClusterFilesystem implements VolumeFilesystem {
@@ -121,7 +122,6 @@ export abstract class ClusterFilesystem implements VolumeFilesystem {
   protected abstract fold(name: string): string
   /** Longest directory, bytes. */
   protected abstract readonly directoryBytesMax: number
-  protected abstract readonly attributesXattr: string
   abstract unused(): AsyncIterable<VolumeRange>
 
   async node(id: number): Promise<FileNode> {
@@ -167,8 +167,8 @@ export abstract class ClusterFilesystem implements VolumeFilesystem {
 
   async xattrs(id: number): Promise<readonly Xattr[]> {
     const { attributes } = await this.#record(id)
-    if ((attributes & (Attribute.hidden | Attribute.system)) === 0) return []
-    return [{ name: this.attributesXattr, value: Buffer.from(`0x${attributes.toString(16).padStart(8, '0')}`) }]
+    // No entry says any of the root.
+    return id === ROOT_ID ? [] : [{ name: ATTRIBUTES_XATTR, value: Buffer.from(`0x${attributes.toString(16).padStart(8, '0')}`) }]
   }
 
   async extents(file: number): Promise<readonly FileExtent[]> {

@@ -24,7 +24,6 @@ export class FatFilesystem extends ClusterFilesystem {
   readonly uuid: string
   readonly unclean: boolean
   protected readonly directoryBytesMax = DIRECTORY_BYTES_MAX
-  protected readonly attributesXattr = 'user.fat.attributes'
   readonly #boot: FatBootSector
   #label: string
 
