@@ -2,6 +2,7 @@
  * Disk images: the contract of the formats that hypervisors keep disks in. Each format is read by a function that gives the disk inside as a BlockDevice,
  * and offered by one that computes the image of a disk: a BlockDevice too, whose bytes are those of the image file, none of them written anywhere.
  */
+import { VarveError } from '../errors.ts'
 import type { BlockDevice, ReadableDisk } from '../device/block-device.ts'
 
 /** As qemu-img names them, but `vhd` for its `vpc`. */
@@ -26,6 +27,20 @@ export interface OpenImageOptions {
   files?: ImageFiles
   /** Images above this one in a chain. */
   depth?: number
+  /** Internal snapshot that is read instead of the disk as it is now, by id or name; formats that have none refuse it: FORMAT_UNSUPPORTED. */
+  snapshot?: string
+  /** Is told, in a line, what is wrong with an image that is read nevertheless. */
+  warn?: (message: string) => void
+}
+
+/**
+ * Options for the image below one that was opened with `options`.
+ * @throws VarveError LIMIT_EXCEEDED
+ */
+export function below(options: OpenImageOptions, files: ImageFiles): OpenImageOptions {
+  const depth = (options.depth ?? 0) + 1
+  if (depth >= CHAIN_MAX) throw new VarveError('LIMIT_EXCEEDED', `more than ${CHAIN_MAX} images lie over one another`)
+  return { ...options, files, depth, snapshot: undefined }
 }
 
 /**

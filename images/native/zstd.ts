@@ -118,3 +118,27 @@ export function zstdDecompressInto(target: Uint8Array, source: Uint8Array): bool
   if (decompressContext === null) throw new Error('libzstd: out of memory')
   return zstd.decompress(decompressContext, target, target.length, source, source.length) === target.length
 }
+
+/**
+ * Decompresses frames until they fill `target` exactly; what follows them is passed over.
+ * @returns false if they do not; the content of `target` is then undefined
+ * @throws VarveError LIBRARY_MISSING
+ */
+export function zstdDecompressFrames(target: Uint8Array, source: Uint8Array): boolean {
+  const zstd = library ?? load()
+  decompressContext ??= zstd.createDecompress()
+  if (decompressContext === null) throw new Error('libzstd: out of memory')
+  let done = 0
+  for (let at = 0; done < target.length;) {
+    const frame = source.subarray(at)
+    for (let index = 0; index < ZSTD_MAGIC.length; index++) if (frame[index] !== ZSTD_MAGIC[index]) return false
+    const frameBytes = zstd.frameBytes(frame, frame.length)
+    if (typeof frameBytes !== 'number' || frameBytes > frame.length) return false
+    const room = target.subarray(done)
+    const bytes = zstd.decompress(decompressContext, room, room.length, frame, frameBytes)
+    if (typeof bytes !== 'number' || bytes > room.length) return false
+    at += frameBytes
+    done += bytes
+  }
+  return true
+}
