@@ -13,12 +13,12 @@ export interface ContentPiece {
   bytes: Buffer
 }
 
-/** What is not a hole, inside of `[offset, offset + length)`. @throws as Filesystem.read */
-export async function* dataPieces(files: Filesystem, { id, sizeBytes }: FileNode, { offset = 0, length = sizeBytes - offset } = {}): AsyncGenerator<ContentPiece> {
-  const buffer = Buffer.allocUnsafe(Math.min(PIECE_BYTES, Math.max(1, length)))
+/** What is not a hole. @throws as Filesystem.read */
+export async function* dataPieces(files: Filesystem, { id, sizeBytes }: FileNode): AsyncGenerator<ContentPiece> {
+  const buffer = Buffer.allocUnsafe(Math.min(PIECE_BYTES, Math.max(1, sizeBytes)))
   for (const part of mergedExtents(await files.extents(id))) {
-    const end = Math.min(part.offset + part.length, offset + length)
-    for (let at = Math.max(part.offset, offset); at < end; ) {
+    const end = part.offset + part.length
+    for (let at = part.offset; at < end; ) {
       const bytes = buffer.subarray(0, Math.min(buffer.length, end - at))
       await files.read(id, bytes, at)
       yield { offset: at, bytes }

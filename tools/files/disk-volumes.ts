@@ -1,7 +1,6 @@
 /**
  * The volume of a disk whose files are looked at: the one that holds an operating system, or else the largest that has a filesystem.
  */
-import { FileDevice } from '@varve/images/device/file-device.ts'
 import type { BlockDevice, DeviceView } from '@varve/images/device/block-device.ts'
 import { MapDevice } from '@varve/images/device/map-device.ts'
 import { digestToHex } from '@varve/images/chunk/digest.ts'
@@ -9,6 +8,7 @@ import { SPECIAL_MIN } from '@varve/images/blockmap/extent-columns.ts'
 import { VarveError } from '@varve/images/errors.ts'
 import type { FileNode, VolumeFilesystem } from '@varve/images/filesystems/filesystem.ts'
 import { openFilesystem } from '@varve/images/filesystems/open-filesystem.ts'
+import { openImage } from '@varve/images/formats/open-image.ts'
 import { readVolumes } from '@varve/images/volumes/volume-table.ts'
 import type { Volume } from '@varve/images/volumes/volume-table.ts'
 import type { FilesystemVolume } from '@varve/blockserver/fuse/mounted-filesystem.ts'
@@ -85,8 +85,8 @@ async function contentKey({ map }: MapDevice, { view }: Pick<Volume, 'view'>, fi
   return words.join(',')
 }
 
-/** The disk in an image of any format that Varve reads. @throws VarveError SOURCE_INVALID */
+/** The disk in an image of any format that Varve reads. @throws as openImage */
 export async function openImageDisk(file: string): Promise<{ device: BlockDevice } & AsyncDisposable> {
-  void FileDevice
-  throw new VarveError('SOURCE_UNSUPPORTED', file)
+  const image = await openImage(file)
+  return { device: image.disk, [Symbol.asyncDispose]: () => image[Symbol.asyncDispose]() }
 }

@@ -74,5 +74,5 @@ async function removeLook(home: Home, cvd: Cvd, snapshot: string): Promise<void>
 
 async function openExport({ home, log, cache }: DiskParts, name: string): Promise<StillDisk> {
   const { device, close } = await new HomeExports(home, log, cache).open(name)
-  return { device, [Symbol.asyncDispose]: async () => close() }
+  return { device, [Symbol.asyncDispose]: async () => close?.() }
 }

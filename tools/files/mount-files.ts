@@ -9,7 +9,7 @@ import { serveMount } from '@varve/blockserver/fuse/serve-mount.ts'
 import type { BlockDevice } from '@varve/images/device/block-device.ts'
 import { ChunkCache } from '@varve/images/device/chunk-cache.ts'
 import { isVarveError, VarveError } from '@varve/images/errors.ts'
-import { IMAGE_WRITERS } from '@varve/images/formats/image-writers.ts'
+import { COMPUTED_IMAGES } from './computed-images.ts'
 import type { Home } from '@varve/images/store/home.ts'
 import { HomeExports } from '../exports.ts'
 import { openImageDisk } from './disk-volumes.ts'
@@ -70,7 +70,7 @@ async function openTree(what: string, reference: FilesReference, parts: DiskPart
 async function openDisks(reference: FilesReference, parts: DiskParts, opened: AsyncDisposableStack): Promise<Shown> {
   const { raw, still } = await openDisk(reference, parts, opened)
   const disks: DiskFile[] = [{ name: 'disk.raw', device: raw }]
-  for (const [format, compute] of Object.entries(IMAGE_WRITERS)) disks.push({ name: `disk.${format}`, device: opened.use(await compute(still)) })
+  for (const [format, compute] of Object.entries(COMPUTED_IMAGES)) disks.push({ name: `disk.${format}`, device: opened.use(await compute(still)) })
   const time = { seconds: Math.floor(Date.now() / 1000), nanoseconds: 0 }
   return { root: new DiskFiles(disks, { uid: process.geteuid!(), gid: process.getegid!(), time }), isReadOnly: raw.readOnly }
 }
@@ -79,7 +79,7 @@ async function openDisk(reference: FilesReference, parts: DiskParts, opened: Asy
   const { home, log, cache } = parts
   const exported = async (name: string): Promise<BlockDevice> => {
     const { device, close } = await new HomeExports(home, log, cache).open(name)
-    opened.defer(close)
+    opened.defer(async () => close?.())
     return device
   }
   if (reference.kind === 'cvd' && reference.snapshot === undefined) {

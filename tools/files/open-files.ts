@@ -45,7 +45,7 @@ async function openRead(reference: FilesReference, parts: DiskParts, opened: Asy
       return openVolume(device, undefined)
     }
     case 'disk':
-      return openVolume(opened.use(await openImageDisk(reference.file)), reference.volume)
+      return openVolume(opened.use(await openImageDisk(reference.file)).device, reference.volume)
     case 'directory':
       return { files: new DirectoryFilesystem(reference.directory) }
   }
