@@ -12,6 +12,7 @@ import { isVarveError, VarveError } from '@varve/images/errors.ts'
 import { COMPUTED_IMAGES } from './computed-images.ts'
 import type { Home } from '@varve/images/store/home.ts'
 import { HomeExports } from '../exports.ts'
+import { defaultCacheBytes } from '../service/settings.ts'
 import { openImageDisk } from './disk-volumes.ts'
 import { parseFilesReference } from './file-reference.ts'
 import type { FilesReference } from './file-reference.ts'
@@ -19,9 +20,6 @@ import { LOOK_SNAPSHOT_PREFIX, openCurrentDisk } from './looked-at.ts'
 import type { DiskParts } from './looked-at.ts'
 import { openFiles } from './open-files.ts'
 import type { OpenedFiles } from './open-files.ts'
-
-/** Chunks that a mount keeps in memory, bytes; of files that are used, the kernel keeps what it can. */
-const CACHE_BYTES = 128 << 20
 
 export interface MountFilesOptions {
   directory: string
@@ -37,7 +35,7 @@ export interface MountFilesOptions {
 
 /** Serves the mount until it is gone. @throws VarveError MOUNT_FAILED, and what opening throws */
 export async function mountFiles(what: string, { directory, home, log, signal, disk, allowOther, mounted }: MountFilesOptions): Promise<void> {
-  const parts = { home, cache: ChunkCache.create({ bytesMax: CACHE_BYTES }), log, signal }
+  const parts = { home, cache: ChunkCache.create({ bytesMax: defaultCacheBytes() }), log, signal }
   const reference = parseFilesReference(what)
   await using opened = new AsyncDisposableStack()
   const shown = await (disk ? openDisks(reference, parts, opened) : openTree(what, reference, parts, opened))
