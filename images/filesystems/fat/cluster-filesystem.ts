@@ -8,6 +8,8 @@ import { VarveError } from '../../errors.ts'
 import { Kind } from '../../tree/tree.ts'
 import type { Xattr } from '../../tree/tree.ts'
 import type { DirectoryEntry, FileExtent, FileNode, Timestamp, VolumeFilesystem, VolumeRange } from '../filesystem.ts'
+import { CachedDisk } from '../ntfs/cached-disk.ts'
+import { decodeName, encodeName, isPossibleName } from '../ntfs/names.ts'
 import type { ClusterRun, ClusterTable } from './cluster-table.ts'
 import { Attribute, DIRECTORY_ENTRY_BYTES } from './directory.ts'
 import { FIRST_CLUSTER } from './geometry.ts'
@@ -72,18 +74,14 @@ interface Directory {
 
 /** No directory entry stands in the boot sector. */
 export const ROOT_ID = 1
-/** Extents that are kept, of all files. */
+/** Extents that are kept, of all files; one that has none counts as one. */
 const EXTENTS_KEPT_MAX = 1 << 17
-/** Names that are kept, of all directories. */
+/** Names that are kept, of all directories, likewise. */
 const NAMES_KEPT_MAX = 1 << 17
 /** Directories are read in pieces of so many bytes. */
 const PIECE_BYTES = 64 << 10
-/** Entries are read again in pages of so many bytes. */
-const ENTRY_PAGE_BYTES = 4096
-const ENTRY_PAGES_MAX = 1024
 
 const ATTRIBUTES_XATTR = 'user.fat.attributes'
-const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true })
 
 export abstract class ClusterFilesystem implements VolumeFilesystem {
   abstract readonly type: string
@@ -95,16 +93,18 @@ export abstract class ClusterFilesystem implements VolumeFilesystem {
   readonly root = ROOT_ID
   protected readonly table: ClusterTable
   readonly #volume: ReadableDisk
+  /** For entries, which are read again one by one. */
+  readonly #cached: CachedDisk
   readonly #heapOffset: number
   readonly #given = new PagedBits()
   readonly #claimed = new PagedBits()
   readonly #claimants = new PagedBits()
   readonly #extents = new RecentlyUsed<readonly FileExtent[]>(EXTENTS_KEPT_MAX)
   readonly #directories = new RecentlyUsed<Directory>(NAMES_KEPT_MAX)
-  readonly #entryPages = new RecentlyUsed<Buffer>(ENTRY_PAGES_MAX)
 
   protected constructor({ volume, sizeBytes, clusterBytes, heapOffset, table }: ClusterShape) {
     this.#volume = volume
+    this.#cached = new CachedDisk(volume)
     this.sizeBytes = sizeBytes
     this.blockBytes = clusterBytes
     this.#heapOffset = heapOffset
@@ -153,12 +153,8 @@ export abstract class ClusterFilesystem implements VolumeFilesystem {
     const { byName, byFold } = await this.#directory(directory)
     const exact = byName.get(name)
     if (exact !== undefined) return exact
-    try {
-      return byFold.get(this.fold(utf8.decode(Buffer.from(name, 'latin1'))))
-    } catch {
-      // Not UTF-8.
-      return undefined
-    }
+    const text = decodeName(name)
+    return text === undefined ? undefined : byFold.get(this.fold(text))
   }
 
   target(symlink: number): never {
@@ -234,15 +230,9 @@ export abstract class ClusterFilesystem implements VolumeFilesystem {
 
   /** The entry at a place, again. @param id place in units of an entry */
   protected async entryAt(id: number): Promise<Buffer> {
-    const offset = id * DIRECTORY_ENTRY_BYTES
-    const page = Math.floor(offset / ENTRY_PAGE_BYTES)
-    let bytes = this.#entryPages.get(page)
-    if (bytes === undefined) {
-      bytes = Buffer.alloc(Math.min(ENTRY_PAGE_BYTES, this.#volume.sizeBytes - page * ENTRY_PAGE_BYTES))
-      await this.#volume.read(bytes, page * ENTRY_PAGE_BYTES)
-      this.#entryPages.set(page, bytes)
-    }
-    return bytes.subarray(offset % ENTRY_PAGE_BYTES, (offset % ENTRY_PAGE_BYTES) + DIRECTORY_ENTRY_BYTES)
+    const entry = Buffer.alloc(DIRECTORY_ENTRY_BYTES)
+    await this.#cached.read(entry, id * DIRECTORY_ENTRY_BYTES)
+    return entry
   }
 
   #claim(id: number, runs: readonly ClusterRun[], name: string): void {
@@ -263,8 +253,8 @@ export abstract class ClusterFilesystem implements VolumeFilesystem {
     const byName = new Map<string, number>()
     const byFold = new Map<string, number>()
     for (const { id: entry, name: text } of found) {
-      const bytes = nameBytes(text)
-      if (bytes === '' || bytes === '.' || bytes === '..' || bytes.includes('/') || bytes.includes('\0')) throw invalid(`${name} has a name that cannot be: ${JSON.stringify(text)}`)
+      const bytes = encodeName(text)
+      if (!isPossibleName(text)) throw invalid(`${name} has a name that cannot be: ${JSON.stringify(text)}`)
       if (byName.has(bytes)) throw invalid(`${name} has two entries with the name ${JSON.stringify(text)}`)
       byName.set(bytes, entry)
       const fold = this.fold(text)
@@ -309,16 +299,6 @@ const ROOT: NodeRecord = { attributes: Attribute.directory, content: { first: 0,
 
 function isLater(a: Timestamp, b: Timestamp): boolean {
   return a.seconds > b.seconds || (a.seconds === b.seconds && a.nanoseconds > b.nanoseconds)
-}
-
-/** UTF-8 in latin1. Halves of surrogate pairs that stand alone become three bytes each, so that different names stay different. */
-function nameBytes(name: string): string {
-  if (name.isWellFormed()) return Buffer.from(name).toString('latin1')
-  return Array.from(name, (character) => {
-    if (character.isWellFormed()) return Buffer.from(character).toString('latin1')
-    const unit = character.charCodeAt(0)
-    return String.fromCharCode(0xe0 | (unit >> 12), 0x80 | ((unit >> 6) & 0x3f), 0x80 | (unit & 0x3f))
-  }).join('')
 }
 
 /** Index of the first extent that ends behind `offset`. */

@@ -1,9 +1,12 @@
 /**
  * Boot sector of NTFS: where the MFT is, and the sizes of clusters and records.
  */
+import type { ReadableDisk } from '../../device/block-device.ts'
 import { invalid, readUInt64 } from './format.ts'
 
-export const BOOT_SECTOR_BYTES = 512
+const BOOT_SECTOR_BYTES = 512
+const NAME = 'NTFS    '
+const NAME_AT = 3
 const SECTOR_BYTES_MAX = 4096
 const CLUSTER_BYTES_MAX = 2 << 20
 /** Of records of the MFT; Windows makes 1 KiB and, on disks with sectors of 4 KiB, 4 KiB. */
@@ -22,14 +25,19 @@ export interface Geometry {
   serialNumber: string
 }
 
-/** True if a volume that starts with `sector` says that it is NTFS. */
-export function isNtfs(sector: Buffer): boolean {
-  return sector.length >= BOOT_SECTOR_BYTES && sector.toString('latin1', 3, 11) === 'NTFS    '
+/** True if a volume says that it is NTFS. */
+export async function isNtfs(volume: ReadableDisk): Promise<boolean> {
+  if (volume.sizeBytes < BOOT_SECTOR_BYTES) return false
+  const name = Buffer.alloc(NAME.length)
+  await volume.read(name, NAME_AT)
+  return name.toString('latin1') === NAME
 }
 
-/** @param sector the first 512 bytes of the volume @throws VarveError FORMAT_INVALID */
-export function readBootSector(sector: Buffer): Geometry {
-  if (!isNtfs(sector)) throw invalid('there is no boot sector')
+/** @throws VarveError FORMAT_INVALID */
+export async function readBootSector(volume: ReadableDisk): Promise<Geometry> {
+  if (!await isNtfs(volume)) throw invalid('there is no boot sector')
+  const sector = Buffer.alloc(BOOT_SECTOR_BYTES)
+  await volume.read(sector, 0)
   const sectorBytes = sector.readUInt16LE(0x0b)
   // Above 128, it is the negative of a power of two.
   const clusterSectors = sector[0x0d] > 0x80 ? 2 ** (256 - sector[0x0d]) : sector[0x0d]
@@ -40,6 +48,7 @@ export function readBootSector(sector: Buffer): Geometry {
   const clusters = Math.floor(readUInt64(sector, 0x28) / clusterSectors)
   const mftCluster = readUInt64(sector, 0x30)
   const mirrorCluster = readUInt64(sector, 0x38)
+  if (clusters * clusterBytes > volume.sizeBytes) throw invalid(`the volume has ${volume.sizeBytes} bytes of ${clusters} clusters of ${clusterBytes}`)
   if (mftCluster >= clusters) throw invalid(`the MFT begins at cluster ${mftCluster} of ${clusters}`)
   const serialNumber = sector.readBigUInt64LE(0x48).toString(16).toUpperCase().padStart(16, '0')
   return { sectorBytes, clusterBytes, clusters, recordBytes, mftCluster, mirrorCluster, serialNumber }

@@ -2,6 +2,7 @@
  * CachedDisk: keeps windows of a disk that were read last, for metadata, of which neighbours are wanted soon. Read-only; it borrows the disk.
  */
 import type { ReadableDisk } from '../../device/block-device.ts'
+import { RecentlyUsed } from '../fat/recently-used.ts'
 
 const WINDOW_BYTES = 32 << 10
 const WINDOWS_MAX = 256
@@ -9,8 +10,7 @@ const WINDOWS_MAX = 256
 export class CachedDisk implements ReadableDisk {
   readonly sizeBytes: number
   readonly #disk: ReadableDisk
-  /** By number, those used last at the end. */
-  readonly #windows = new Map<number, Buffer | Promise<Buffer>>()
+  readonly #windows = new RecentlyUsed<Buffer>(WINDOWS_MAX)
 
   constructor(disk: ReadableDisk) {
     this.#disk = disk
@@ -35,28 +35,18 @@ export class CachedDisk implements ReadableDisk {
 
   #window(number: number): Buffer | Promise<Buffer> {
     const kept = this.#windows.get(number)
-    if (kept !== undefined) {
-      this.#windows.delete(number)
-      this.#windows.set(number, kept)
-      return kept
-    }
+    if (kept !== undefined) return kept
     const window = Buffer.allocUnsafe(Math.min(WINDOW_BYTES, this.sizeBytes - number * WINDOW_BYTES))
     const done = this.#disk.read(window, number * WINDOW_BYTES)
-    const loaded = done === undefined ? window : this.#loading(number, window, done)
-    if (this.#windows.size === WINDOWS_MAX) this.#windows.delete(this.#windows.keys().next().value!)
-    this.#windows.set(number, loaded)
-    return loaded
+    if (done !== undefined) return this.#loaded(number, window, done)
+    this.#windows.set(number, window)
+    return window
   }
 
-  async #loading(number: number, window: Buffer, done: Promise<void>): Promise<Buffer> {
-    try {
-      await done
-      if (this.#windows.has(number)) this.#windows.set(number, window)
-      return window
-    } catch (error) {
-      this.#windows.delete(number)
-      throw error
-    }
+  async #loaded(number: number, window: Buffer, done: Promise<void>): Promise<Buffer> {
+    await done
+    this.#windows.set(number, window)
+    return window
   }
 }
 

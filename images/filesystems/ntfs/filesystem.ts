@@ -6,8 +6,9 @@ import type { ReadableDisk } from '../../device/block-device.ts'
 import { isVarveError } from '../../errors.ts'
 import { Kind } from '../../tree/tree.ts'
 import type { Xattr } from '../../tree/tree.ts'
+import { RecentlyUsed } from '../fat/recently-used.ts'
 import type { DirectoryEntry, FileExtent, FileNode, VolumeFilesystem, VolumeRange } from '../filesystem.ts'
-import { BOOT_SECTOR_BYTES, readBootSector } from './boot-sector.ts'
+import { readBootSector } from './boot-sector.ts'
 import type { Geometry } from './boot-sector.ts'
 import { clearRuns } from './cluster-bitmap.ts'
 import type { Content } from './content.ts'
@@ -36,9 +37,11 @@ const NAME_UNITS_MAX = 255
 const LABEL_BYTES_MAX = 2 * 128
 const VOLUME_INFORMATION_BYTES = 0x0c
 const VOLUME_INFORMATION_BYTES_MAX = 256
-/** Files that are kept open, and the runs of all of them together, but for the last. */
 const NODES_KEPT_MAX = 1024
+/** Runs of contents that are kept, all together. */
 const RUNS_KEPT_MAX = 1_000_000
+/** A content is kept as if it had so many more: a compressed one keeps what it decompressed last. */
+const RUNS_OF_A_CONTENT = 10_000
 /** Ids are the number of a record, and above it its generation: what refers to a file that is gone is told from the one that took its record. */
 const GENERATION = 2 ** 32
 const GENERATION_MAX = 0xffff
@@ -88,11 +91,9 @@ export class NtfsFilesystem implements VolumeFilesystem {
   readonly #geometry: Geometry
   readonly #upperCase: UpperCase
   readonly #directories: Directories
-  /** By id, those used last at the end. */
-  readonly #nodes = new Map<number, NtfsNode>()
-  /** Runs of the contents that were opened, by node. */
-  readonly #runs = new Map<NtfsNode, number>()
-  #runsKept = 0
+  /** By id. */
+  readonly #nodes = new RecentlyUsed<NtfsNode>(NODES_KEPT_MAX)
+  readonly #contents = new RecentlyUsed<Content>(RUNS_KEPT_MAX)
   readonly #majorVersion: number
   #security: Promise<SecurityDescriptors> | undefined
   #unclean: boolean
@@ -113,12 +114,7 @@ export class NtfsFilesystem implements VolumeFilesystem {
 
   /** @see openNtfs */
   static async open(volume: ReadableDisk): Promise<NtfsFilesystem> {
-    if (volume.sizeBytes < BOOT_SECTOR_BYTES) throw invalid('the volume ends before its boot sector')
-    const sector = Buffer.alloc(BOOT_SECTOR_BYTES)
-    await volume.read(sector, 0)
-    const geometry = readBootSector(sector)
-    if (geometry.clusters * geometry.clusterBytes > volume.sizeBytes) throw invalid(`the volume has ${volume.sizeBytes} bytes of ${geometry.clusters} clusters of ${geometry.clusterBytes}`)
-    const mft = await Mft.open(volume, geometry)
+    const mft = await Mft.open(volume, await readBootSector(volume))
     if (mft.records > GENERATION) throw exceeded(`more than ${GENERATION} files`)
     const root = await mft.systemFile(RECORD.root)
     const upperCase = new UpperCase(await (await mft.systemFile(RECORD.upCase)).value(ATTRIBUTE.data, UPPER_CASE_BYTES))
@@ -185,30 +181,20 @@ export class NtfsFilesystem implements VolumeFilesystem {
 
   async #node(id: number): Promise<NtfsNode> {
     const kept = this.#nodes.get(id)
-    const node = kept ?? await NtfsNode.open(this.#directories, await this.#mft.file(this.#reference(id)), id)
-    this.#nodes.delete(id)
+    if (kept !== undefined) return kept
+    const node = await NtfsNode.open(this.#directories, await this.#mft.file(this.#reference(id)), id)
     this.#nodes.set(id, node)
-    if (this.#nodes.size > NODES_KEPT_MAX) this.#forgetOldest()
     return node
   }
 
   async #content(id: number): Promise<Content> {
+    const kept = this.#contents.get(id)
+    if (kept !== undefined) return kept
     const node = await this.#node(id)
     if (node.kind !== Kind.file) throw new RangeError(`${id} is no file`)
     const content = await node.content()
-    if (this.#nodes.get(id) === node && !this.#runs.has(node)) {
-      this.#runs.set(node, content.runs)
-      this.#runsKept += content.runs
-      while (this.#runsKept > RUNS_KEPT_MAX && this.#nodes.size > 1) this.#forgetOldest()
-    }
+    this.#contents.set(id, content, RUNS_OF_A_CONTENT + content.runs)
     return content
-  }
-
-  #forgetOldest(): void {
-    const [id, node] = this.#nodes.entries().next().value!
-    this.#nodes.delete(id)
-    this.#runsKept -= this.#runs.get(node) ?? 0
-    this.#runs.delete(node)
   }
 
   /** @throws RangeError for an id that was never given */

@@ -32,7 +32,7 @@ export const ATTRIBUTE_FLAG = { compressionMask: 0xff, compressed: 0x0001, encry
 export const RECORD_FLAG = { inUse: 1, directory: 2 } as const
 
 /** What DOS and Windows call the attributes of a file: bits of $STANDARD_INFORMATION. */
-export const FILE_ATTRIBUTE = { readOnly: 0x1, hidden: 0x2, system: 0x4, reparsePoint: 0x400 } as const
+export const FILE_ATTRIBUTE = { readOnly: 0x1, hidden: 0x2, system: 0x4, directory: 0x10, reparsePoint: 0x400 } as const
 
 /** Flags of $VOLUME_INFORMATION. */
 export const VOLUME_DIRTY = 1

@@ -2,6 +2,7 @@
  * Master file table: the records of all files, itself a file.
  */
 import type { ReadableDisk } from '../../device/block-device.ts'
+import { RecentlyUsed } from '../fat/recently-used.ts'
 import { CachedDisk } from './cached-disk.ts'
 import type { Geometry } from './boot-sector.ts'
 import { openContent } from './content.ts'
@@ -33,7 +34,7 @@ export class Mft {
   readonly disk: ReadableDisk
   readonly cached: CachedDisk
   readonly #runs = new RunList()
-  readonly #kept = new Map<number, MftRecord>()
+  readonly #kept = new RecentlyUsed<MftRecord>(RECORDS_KEPT_MAX)
   #records = 0
 
   private constructor(disk: ReadableDisk, geometry: Geometry) {
@@ -73,9 +74,6 @@ export class Mft {
   async record({ number, sequence }: RecordReference): Promise<MftRecord> {
     const record = this.#kept.get(number) ?? await this.#read(number)
     if (sequence !== ANY_SEQUENCE && record.sequence !== sequence) throw invalid(`record ${number} of the MFT is of generation ${record.sequence}, and ${sequence} is referred to`)
-    this.#kept.delete(number)
-    this.#kept.set(number, record)
-    if (this.#kept.size > RECORDS_KEPT_MAX) this.#kept.delete(this.#kept.keys().next().value!)
     return record
   }
 
@@ -83,7 +81,9 @@ export class Mft {
     if (number >= this.#records) throw invalid(`the MFT has no record ${number}`)
     const bytes = Buffer.allocUnsafe(this.geometry.recordBytes)
     await readRuns(this.cached, this.#runs, this.geometry.clusterBytes, bytes, number * bytes.length)
-    return readRecord(bytes, number)
+    const record = readRecord(bytes, number)
+    this.#kept.set(number, record)
+    return record
   }
 
   /** @throws VarveError FORMAT_INVALID, also for a record that continues another */

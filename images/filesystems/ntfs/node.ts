@@ -67,7 +67,6 @@ export class NtfsNode {
   readonly names: readonly FileName[]
   readonly #special: SpecialFile | undefined
   readonly #sizeBytes: number
-  #content: Promise<Content> | undefined
 
   private constructor(id: number, file: MftFile, facts: { standard: StandardInformation; names: FileName[]; reparse?: ReparsePoint; special?: SpecialFile; sizeBytes: number }) {
     this.id = id
@@ -112,18 +111,8 @@ export class NtfsNode {
     }
   }
 
-  /** Content of a file. @throws VarveError FORMAT_INVALID, LIMIT_EXCEEDED, FORMAT_UNSUPPORTED */
-  content(): Promise<Content> {
-    if (this.#content === undefined) {
-      const content = this.#open()
-      this.#content = content
-      // What failed is tried again.
-      content.catch(() => (this.#content = undefined))
-    }
-    return this.#content
-  }
-
-  async #open(): Promise<Content> {
+  /** Content of a file, opened. @throws VarveError FORMAT_INVALID, LIMIT_EXCEEDED, FORMAT_UNSUPPORTED */
+  async content(): Promise<Content> {
     if (this.reparse?.tag === REPARSE_TAG.dedup) throw unsupported('the file is deduplicated by Windows, which is not read')
     if (this.reparse?.tag === REPARSE_TAG.windowsOverlay) return openWofContent(this.file, this.reparse.data, this.#sizeBytes)
     return await this.file.content(ATTRIBUTE.data, '', this.file.mft.disk) ?? EMPTY

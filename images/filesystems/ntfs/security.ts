@@ -1,6 +1,7 @@
 /**
  * $Secure: security descriptors, each once, by the ids that files give: the index $SII says where in the stream $SDS one stands.
  */
+import { RecentlyUsed } from '../fat/recently-used.ts'
 import type { Content } from './content.ts'
 import { ATTRIBUTE, RECORD, invalid, readUInt64 } from './format.ts'
 import { IndexTree } from './index-tree.ts'
@@ -14,7 +15,7 @@ const KEPT_MAX = 256
 export class SecurityDescriptors {
   readonly #ids: IndexTree
   readonly #stream: Content
-  readonly #kept = new Map<number, Buffer | undefined>()
+  readonly #kept = new RecentlyUsed<Buffer>(KEPT_MAX)
 
   private constructor(ids: IndexTree, stream: Content) {
     this.#ids = ids
@@ -31,10 +32,10 @@ export class SecurityDescriptors {
 
   /** Descriptor of an id, self-relative ([MS-DTYP] 2.4.6); undefined if there is none of that id. @throws VarveError FORMAT_INVALID */
   async get(id: number): Promise<Buffer | undefined> {
-    if (this.#kept.has(id)) return this.#kept.get(id)
+    const kept = this.#kept.get(id)
+    if (kept !== undefined) return kept
     const descriptor = await this.#read(id)
-    if (this.#kept.size === KEPT_MAX) this.#kept.delete(this.#kept.keys().next().value!)
-    this.#kept.set(id, descriptor)
+    if (descriptor !== undefined) this.#kept.set(id, descriptor)
     return descriptor
   }
 

@@ -4,7 +4,7 @@
 import { XATTR_LIST_BYTES_MAX, XATTR_NAME_BYTES_MAX, XATTR_VALUE_BYTES_MAX } from '../../tree/limits.ts'
 import { Kind } from '../../tree/tree.ts'
 import type { Xattr } from '../../tree/tree.ts'
-import { ATTRIBUTE, ATTRIBUTE_FLAG, invalid } from './format.ts'
+import { ATTRIBUTE, ATTRIBUTE_FLAG, FILE_ATTRIBUTE, invalid } from './format.ts'
 import { attributeBytes } from './mft-record.ts'
 import { encodeName } from './names.ts'
 import type { NtfsNode } from './node.ts'
@@ -27,7 +27,9 @@ const STREAM_NAMES_BYTES_MAX = XATTR_LIST_BYTES_MAX - 1024
 export async function xattrsOf(node: NtfsNode, descriptor: (securityId: number) => Promise<Buffer | undefined>): Promise<Xattr[]> {
   if (node.kind !== Kind.file && node.kind !== Kind.directory) return []
   const { file, standard, reparse } = node
-  const xattrs: Xattr[] = [{ name: `${PREFIX}attributes`, value: Buffer.from(`0x${standard.attributes.toString(16).padStart(8, '0')}`) }]
+  // That it is one, a directory does not say itself.
+  const attributes = node.kind === Kind.directory ? standard.attributes | FILE_ATTRIBUTE.directory : standard.attributes
+  const xattrs: Xattr[] = [{ name: `${PREFIX}attributes`, value: Buffer.from(`0x${(attributes >>> 0).toString(16).padStart(8, '0')}`) }]
   const add = (name: string, value: Buffer | undefined): void => {
     if (value !== undefined && value.length > 0) xattrs.push({ name: PREFIX + name, value })
   }
