@@ -213,6 +213,7 @@ export class Operations {
   }
 
   #readDevice(device: BlockDevice, offset: number, length: number): Answer<Reply> {
+    if (length === 0) return empty()
     const view = length >= VIEW_BYTES_MIN ? device.view?.(offset, length) : undefined
     if (view !== undefined && view.parts.length <= VIEW_PARTS_MAX) return { head: answer(0), parts: view.parts, release: () => view.release() }
     view?.release()
@@ -285,7 +286,10 @@ export class Operations {
     if (bytes.length !== length) throw new VarveError('PROTOCOL_INVALID', `FUSE: a WRITE of ${length} bytes has ${bytes.length}`)
     const fitting = Math.max(0, Math.min(length, device.sizeBytes - offset))
     // A disk does not grow; ENOSPC is what block devices say.
-    if (fitting === 0 && length > 0) throw new Refusal(ENOSPC)
+    if (fitting === 0) {
+      if (length > 0) throw new Refusal(ENOSPC)
+      return { head: sizeAnswer(0) }
+    }
     return after(device.write(bytes.subarray(0, fitting), offset), () => ({ head: sizeAnswer(fitting) }))
   }
 

@@ -15,7 +15,7 @@ import type { Judgement } from './torture-judge.ts'
 import { SourceFilesystem, writeDirectory } from './torture-source.ts'
 import { VarveMount } from './varve-mount.ts'
 
-const OPTIONS = { crowd: 3000, subdirectories: 300, entries: 9000, holes: 500, sparseBytes: 5 * 2 ** 30 }
+const OPTIONS = { crowd: 3000, subdirectories: 300, entries: 9000, holes: 500, sparseBytes: 2 ** 26 }
 const RANGES = Number(process.env.VARVE_MOUNT_RANGES ?? 10_000)
 const READERS = 16
 
@@ -56,9 +56,11 @@ describe(`a tree with everything in it (VARVE_TEST_SEED=${seed})`, () => {
   test('is mounted from the disk of a CVD as it was imported, and as programs see it', async () => {
     await using mounted = await VarveMount.open(home, 'desk', scratch.join('cvd'))
     same(judge(source, mounted.directory))
-    const tar = (directory: string): string => execFileSync('sh', ['-c', 'tar -c --xattrs --acls --format=pax --sort=name --pax-option=delete=atime,delete=ctime --exclude=./lost+found -C "$0" . | sha256sum', directory], { encoding: 'utf8' })
+    // Exclusion by tar takes time that grows with the square of the depth.
+    const names = `cd "$0" && find . -mindepth 1 -maxdepth 1 ! -name lost+found -print0 | sort -z`
+    const tar = (directory: string): string => execFileSync('sh', ['-c', `${names} | tar -c -S --xattrs --acls --format=pax --sort=name --pax-option=delete=atime,delete=ctime --null -T - | sha256sum`, directory], { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] })
     assert.equal(tar(mounted.directory), tar(source))
-    const found = (directory: string): string => execFileSync('sh', ['-c', 'cd "$0" && find . -path ./lost+found -prune -o -print0 | sort -z | sha256sum', directory], { encoding: 'utf8' })
+    const found = (directory: string): string => execFileSync('sh', ['-c', `${names} | xargs -0 -I@ find @ -print0 | sort -z | sha256sum`, directory], { encoding: 'utf8' })
     assert.equal(found(mounted.directory), found(source))
     assert.equal(execFileSync('rsync', ['-aHAXn', '--delete', '--exclude=/lost+found', '--itemize-changes', '--no-specials', '--no-devices', `${source}/`, `${mounted.directory}/`], { encoding: 'utf8', maxBuffer: 1 << 26 }), '')
     const matching = (directory: string): string => execFileSync('sh', ['-c', 'cd "$0" && grep -rlaZ -D skip nnn names | sort -z | sha256sum', directory], { encoding: 'utf8' })
@@ -85,10 +87,10 @@ describe(`a tree with everything in it (VARVE_TEST_SEED=${seed})`, () => {
     const mapped = 'import mmap,sys,hashlib\nfor p in sys.stdin.buffer.read().split(b"\\0"):\n f=open(p,"rb"); m=mmap.mmap(f.fileno(),0,prot=mmap.PROT_READ); print(hashlib.sha256(m).hexdigest())'
     const hashes = (names: string[]): string => execFileSync('/usr/bin/python3', ['-c', mapped], { input: Buffer.from(names.join('\0'), 'latin1'), encoding: 'utf8', maxBuffer: 1 << 26 })
     assert.equal(hashes(pairs.map(({ file }) => file)), hashes(pairs.map(({ twin }) => twin)))
-    const expected = execFileSync('sh', ['-c', 'find "$0/fill" "$0/names" -type f -print0 | sort -z | xargs -0 cat | sha256sum', mounted.directory], { encoding: 'utf8' })
+    const expected = execFileSync('sh', ['-c', 'find "$0/ordinary" "$0/names" -type f -print0 | sort -z | xargs -0 cat | sha256sum', mounted.directory], { encoding: 'utf8' })
     execFileSync('sh', ['-c', 'echo 1 > /proc/sys/vm/drop_caches'])
     const readers = Array.from({ length: READERS }, () => new Promise<string>((resolve, reject) => {
-      const child = spawn('sh', ['-c', 'find "$0/fill" "$0/names" -type f -print0 | sort -z | xargs -0 cat | sha256sum', mounted.directory], { stdio: ['ignore', 'pipe', 'inherit'] })
+      const child = spawn('sh', ['-c', 'find "$0/ordinary" "$0/names" -type f -print0 | sort -z | xargs -0 cat | sha256sum', mounted.directory], { stdio: ['ignore', 'pipe', 'inherit'] })
       let said = ''
       child.stdout.on('data', (bytes: Buffer) => { said += bytes.toString() })
       child.on('error', reject)
