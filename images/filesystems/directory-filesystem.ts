@@ -12,7 +12,9 @@ import type { DirectoryEntry, FileExtent, FileNode, Filesystem, Timestamp } from
 const KIND_OF_TYPE = new Map<number, Kind>([
   [0o100000, Kind.file], [0o040000, Kind.directory], [0o120000, Kind.symlink], [0o020000, Kind.character], [0o060000, Kind.block], [0o010000, Kind.fifo], [0o140000, Kind.socket],
 ])
-const { O_NOFOLLOW, O_NONBLOCK, O_RDONLY } = constants
+/** PATH_MAX of Linux, without room for its NUL. */
+const PATH_BYTES_MAX = 4095
+const { O_DIRECTORY, O_NOFOLLOW, O_NONBLOCK, O_RDONLY } = constants
 
 export class DirectoryFilesystem implements Filesystem {
   readonly type = 'directory'
@@ -54,7 +56,7 @@ export class DirectoryFilesystem implements Filesystem {
 
   list(directory: number): DirectoryEntry[] {
     const path = this.#path(directory)
-    return reading(path, () => readdirSync(bytesOf(path), { encoding: 'latin1' as BufferEncoding })).map((name) => ({ name, id: this.#id(`${path}/${name}`) }))
+    return reading(path, (place) => readdirSync(place, { encoding: 'latin1' as BufferEncoding })).map((name) => ({ name, id: this.#id(`${path}/${name}`) }))
   }
 
   child(directory: number, name: string): number | undefined {
@@ -63,12 +65,12 @@ export class DirectoryFilesystem implements Filesystem {
 
   target(symlink: number): Uint8Array {
     const path = this.#path(symlink)
-    return reading(path, () => readlinkSync(bytesOf(path), { encoding: 'buffer' }))
+    return reading(path, (place) => readlinkSync(place, { encoding: 'buffer' }))
   }
 
   xattrs(id: number): Xattr[] {
     const path = this.#path(id)
-    return reading(path, () => readXattrs(bytesOf(path)))
+    return reading(path, readXattrs)
   }
 
   extents(file: number): FileExtent[] {
@@ -87,8 +89,8 @@ export class DirectoryFilesystem implements Filesystem {
 
   #opened<Result>(file: number, use: (fd: number) => Result): Result {
     const path = this.#path(file)
-    return reading(path, () => {
-      const fd = openSync(bytesOf(path), O_RDONLY | O_NOFOLLOW | O_NONBLOCK)
+    return reading(path, (place) => {
+      const fd = openSync(place, O_RDONLY | O_NOFOLLOW | O_NONBLOCK)
       try {
         return use(fd)
       } finally {
@@ -98,7 +100,7 @@ export class DirectoryFilesystem implements Filesystem {
   }
 
   #id(path: string): number {
-    const { dev, ino } = reading(path, () => lstatSync(bytesOf(path), { bigint: true }))
+    const { dev, ino } = reading(path, (place) => lstatSync(place, { bigint: true }))
     const key = `${dev}:${ino}`
     const known = this.#ids.get(key)
     if (known !== undefined) return known
@@ -108,7 +110,7 @@ export class DirectoryFilesystem implements Filesystem {
 
   #stats(id: number): BigIntStats {
     const path = this.#path(id)
-    return reading(path, () => lstatSync(bytesOf(path), { bigint: true }))
+    return reading(path, (place) => lstatSync(place, { bigint: true }))
   }
 
   #path(id: number): string {
@@ -127,13 +129,25 @@ function bytesOf(path: string): Buffer {
 }
 
 /** @throws VarveError SOURCE_CHANGED, SOURCE_INVALID */
-function reading<Result>(path: string, read: () => Result): Result {
+function reading<Result>(path: string, read: (place: Buffer) => Result): Result {
   try {
-    return read()
+    return reaching(bytesOf(path), read)
   } catch (cause) {
-    const { code, message } = cause as NodeJS.ErrnoException
+    const { code } = cause as NodeJS.ErrnoException
     if (code === undefined || cause instanceof VarveError) throw cause
-    throw new VarveError(code === 'ENOENT' ? 'SOURCE_CHANGED' : 'SOURCE_INVALID', `${bytesOf(path).toString()} cannot be read: ${message}`, { cause })
+    throw new VarveError(code === 'ENOENT' ? 'SOURCE_CHANGED' : 'SOURCE_INVALID', `${bytesOf(path).toString().slice(0, 1000)} cannot be read: ${code}`, { cause })
+  }
+}
+
+/** A path longer than a call takes is reached by way of directories that are held open. */
+function reaching<Result>(path: Buffer, read: (place: Buffer) => Result): Result {
+  if (path.length < PATH_BYTES_MAX) return read(path)
+  const cut = path.lastIndexOf(0x2f, PATH_BYTES_MAX - 1)
+  const fd = openSync(path.subarray(0, cut), O_RDONLY | O_DIRECTORY | O_NOFOLLOW)
+  try {
+    return reaching(Buffer.concat([Buffer.from(`/proc/self/fd/${fd}`), path.subarray(cut)]), read)
+  } finally {
+    closeSync(fd)
   }
 }
 

@@ -10,6 +10,7 @@ import { isVarveError, VarveError } from '@varve/images/errors.ts'
 import { makeNode, setTimes, setXattr } from '@varve/images/native/file-attributes.ts'
 import { printPath } from '@varve/composer/merge/print-path.ts'
 import { TYPE_BITS } from '@varve/blockserver/fuse/protocol.ts'
+import { DEPTH_MAX } from '@varve/images/tree/limits.ts'
 import { Kind } from '@varve/images/tree/tree.ts'
 
 export interface CopyFigures {
@@ -22,8 +23,6 @@ export interface CopyFigures {
   attributesLost: number
 }
 
-/** Directories are held open on the way down; more would be above what a process may have open. */
-const DEPTH_MAX = 512
 /** Paths that are told. */
 const LEFT_OUT_MAX = 1000
 /** Of Linux; Node does not name it. */
@@ -37,6 +36,7 @@ export class CopyOut {
   readonly #signal: AbortSignal
   /** By id, of files with several names: where the first one is below the target, and its inode there. */
   readonly #linked = new Map<number, { path: string; inode: bigint }>()
+  readonly #directories = new Set<number>()
   readonly #isRoot = process.geteuid!() === 0
 
   /** @param target descriptor of the directory, borrowed */
@@ -51,9 +51,11 @@ export class CopyOut {
     return this.#copy(node, { directory: this.#target, name, path: name, depth: 0 })
   }
 
-  /** Copies what a directory holds. @throws as `copy` */
+  /** Copies what a directory holds, and its attributes onto the target. @throws as `copy` */
   async copyInside(directory: FileNode): Promise<void> {
+    this.#directories.add(directory.id)
     await this.#copyEntries(directory, { directory: this.#target, path: '', depth: 0 })
+    await this.#finish(directory, pathIn(this.#target, '.'))
   }
 
   async #copyEntries(node: FileNode, { directory, path, depth }: { directory: number; path: string; depth: number }): Promise<void> {
@@ -124,6 +126,8 @@ export class CopyOut {
   }
 
   async #makeDirectory(node: FileNode, path: Buffer, at: Place): Promise<void> {
+    if (this.#directories.has(node.id)) throw new VarveError('FORMAT_INVALID', `the directory ${printPath(at.path)} has another name, too`)
+    this.#directories.add(node.id)
     mkdirSync(path, 0o700)
     const fd = openSync(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW)
     try {

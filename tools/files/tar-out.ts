@@ -16,8 +16,6 @@ import type { CopyFigures } from './copy-out.ts'
 const TYPES: Partial<Record<Kind, string>> = {
   [Kind.file]: '0', [Kind.link]: '1', [Kind.symlink]: '2', [Kind.character]: '3', [Kind.whiteout]: '3', [Kind.block]: '4', [Kind.directory]: '5', [Kind.fifo]: '6',
 }
-/** A hole that is worth a map in the archive. */
-const SPARSE_BYTES_MIN = 4096
 
 /** Writes the archive; the stream is left open. @param name of the node in the archive, '' for a directory whose files are its members @throws as Filesystem.node */
 export async function writeTar(files: Filesystem, start: FileNode, { name, to, signal }: { name: string; to: Writable; signal: AbortSignal }): Promise<CopyFigures> {
@@ -57,7 +55,7 @@ async function memberOf(files: Filesystem, node: FileNode, path: string, first: 
   if (kind !== Kind.file) return { ...member, xattrs }
   const data = mergedExtents(await files.extents(node.id))
   const holes = node.sizeBytes - data.reduce((sum, { length }) => sum + length, 0)
-  return { ...member, xattrs, sizeBytes: node.sizeBytes, ...(holes >= SPARSE_BYTES_MIN ? { data } : {}) }
+  return { ...member, xattrs, sizeBytes: node.sizeBytes, ...(holes > 0 ? { data } : {}) }
 }
 
 /** @returns bytes of the content */
