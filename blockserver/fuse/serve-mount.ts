@@ -8,6 +8,9 @@ import type { MountedDirectories, MountedFilesystem } from './mounted-filesystem
 import { Operations } from './operations.ts'
 import { Session } from './session.ts'
 
+/** That end a process that does not handle them, besides those that the command handles; a mount is not left behind by any. */
+const SIGNALS = ['SIGHUP', 'SIGQUIT', 'SIGUSR1', 'SIGUSR2', 'SIGALRM', 'SIGVTALRM', 'SIGXCPU', 'SIGIO', 'SIGPWR'] as const
+
 export interface ServeMountOptions extends MountOptions {
   root: MountedFilesystem
   directories?: MountedDirectories
@@ -32,8 +35,12 @@ export async function serveMount(directory: string, { root, directories, log, si
     session.stop()
   }
   signal.addEventListener('abort', end, { once: true })
+  for (const name of SIGNALS) process.on(name, end)
+  // Also when something goes wrong that nobody thought of.
+  process.on('exit', end)
   if (signal.aborted) end()
   else mounted()
   await session.ended
   signal.removeEventListener('abort', end)
+  for (const name of [...SIGNALS, 'exit']) process.off(name, end)
 }

@@ -56,8 +56,8 @@ describe(`a tree with everything in it (VARVE_TEST_SEED=${seed})`, () => {
   test('is mounted from the disk of a CVD as it was imported, and as programs see it', async () => {
     await using mounted = await VarveMount.open(home, 'desk', scratch.join('cvd'))
     same(judge(source, mounted.directory))
-    // Exclusion by tar takes time that grows with the square of the depth.
-    const names = `cd "$0" && find . -mindepth 1 -maxdepth 1 ! -name lost+found -print0 | sort -z`
+    // Exclusion by tar takes time that grows with the square of the depth; the order of attributes, which it keeps, is that of each filesystem.
+    const names = `cd "$0" && find . -mindepth 1 -maxdepth 1 ! -name lost+found ! -name xattrs -print0 | sort -z`
     const tar = (directory: string): string => execFileSync('sh', ['-c', `${names} | tar -c --xattrs --acls --format=pax --sort=name --pax-option=delete=atime,delete=ctime --null -T - | sha256sum`, directory], { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] })
     assert.equal(tar(mounted.directory), tar(source))
     const found = (directory: string): string => execFileSync('sh', ['-c', `${names} | xargs -0 -I@ find @ -print0 | sort -z | sha256sum`, directory], { encoding: 'utf8' })
@@ -111,8 +111,8 @@ describe(`a tree with everything in it (VARVE_TEST_SEED=${seed})`, () => {
     const { differences } = judge(source, untarred)
     // Tar has no sockets.
     assert.deepEqual(differences.filter((one) => !one.includes("it is 'missing' instead of 'there'")), [])
-    assert.equal(varve(home, ['diff', `dir:${into}`, 'desk'], { expect: 3 }).json.every(({ path }: { path: string }) => path === 'lost+found'), true)
-    assert.deepEqual(varve(home, ['diff', `dir:${into}`, `dir:${source}`]).json.filter(({ path }: { path: string }) => path !== 'lost+found'), [])
+    assert.deepEqual(varve(home, ['diff', `dir:${into}`, 'desk']).json, [])
+    assert.deepEqual(varve(home, ['diff', `dir:${source}`, 'desk'], { expect: 3 }).json, [{ path: 'lost+found', change: 'added', what: [] }])
   })
 
   test('as a disk in files, is mounted by the kernel as by varve, and images of it are the same disk', async () => {
