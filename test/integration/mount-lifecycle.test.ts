@@ -101,7 +101,7 @@ describe('a mount', () => {
     rmSync(copy, { recursive: true })
     assert.equal(codeOf(() => readFileSync(`${mounted.directory}/usr/large`)), 'EIO')
     assert.equal(statSync(`${mounted.directory}/usr/large`).size, FILE_BYTES)
-    assert.equal(await mounted.unmount(), 0)
+    assert.notEqual(await mounted.unmount(), 'SIGKILL')
     assert.match(mounted.log, /CHUNK_|PACK_/)
   })
 
@@ -112,6 +112,14 @@ describe('a mount', () => {
     await client.write(await client.read(0, 512), 0, { fua: true })
     await using mounted = await VarveMount.open(home, 'desk', at('served'))
     assert.equal(varve(home, ['snapshot', 'list', 'desk']).json.length, 1)
+    {
+      await using killed = await VarveMount.open(home, 'desk', at('look'))
+      killed.process.kill('SIGKILL')
+      await killed.exited
+      assert.equal(varve(home, ['snapshot', 'list', 'desk']).json.length, 2)
+      varve(home, ['ls', 'desk:/etc'])
+      assert.equal(varve(home, ['snapshot', 'list', 'desk']).json.length, 1)
+    }
     await client[Symbol.asyncDispose]()
     assert.equal(await server.stop(), 0)
     assert.equal(readFileSync(`${mounted.directory}/etc/hostname`, 'utf8'), 'desk\n')

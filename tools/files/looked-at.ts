@@ -3,6 +3,8 @@
  * and removed afterwards, by whoever has the CVD. A CVD that was never started shows what would be composed now.
  */
 import { randomBytes } from 'node:crypto'
+import { closeSync, existsSync, openSync, rmSync } from 'node:fs'
+import path from 'node:path'
 import type { Logger } from 'pino'
 import { compose } from '@varve/composer/compose.ts'
 import { prepareRecipe } from '@varve/composer/prepare-recipe.ts'
@@ -10,6 +12,7 @@ import type { BlockDevice } from '@varve/images/device/block-device.ts'
 import type { ChunkCache } from '@varve/images/device/chunk-cache.ts'
 import { MapDevice } from '@varve/images/device/map-device.ts'
 import { isVarveError } from '@varve/images/errors.ts'
+import { tryLock } from '@varve/images/native/libc.ts'
 import type { Cvd } from '@varve/images/store/catalog.ts'
 import type { Home } from '@varve/images/store/home.ts'
 import { freezeState } from '../create-snapshot.ts'
@@ -51,7 +54,10 @@ export async function openCurrentDisk(parts: DiskParts, name: string): Promise<S
     const stack = opened.move()
     return { device, [Symbol.asyncDispose]: () => stack[Symbol.asyncDispose]() }
   }
-  const snapshot = await freezeState(home, { cvd: name, name: `${LOOK_SNAPSHOT_PREFIX}${snapshotName()}-${randomBytes(3).toString('hex')}`, signal })
+  await removeLeftLooks(home, cvd)
+  const look = `${LOOK_SNAPSHOT_PREFIX}${snapshotName()}-${randomBytes(3).toString('hex')}`
+  opened.use(lookLock(home, cvd, look))
+  const snapshot = await freezeState(home, { cvd: name, name: look, signal })
   if (snapshot === null) {
     const device = opened.use(new MapDevice(await readMap(home, (await home.catalog.cvd(name)).baseMap!), home.store, parts.cache))
     const stack = opened.move()
@@ -61,6 +67,42 @@ export async function openCurrentDisk(parts: DiskParts, name: string): Promise<S
   const disk = opened.use(await openExport(parts, `${name}@${snapshot}`))
   const stack = opened.move()
   return { device: disk.device, [Symbol.asyncDispose]: () => stack[Symbol.asyncDispose]() }
+}
+
+/** Says that a look goes on, until it is disposed of or the process dies. It is there before its snapshot is. */
+function lookLock(home: Home, cvd: Cvd, look: string): Disposable {
+  const file = lookFile(home, cvd, look)
+  const fd = openSync(file, 'w', 0o600)
+  tryLock(fd)
+  return {
+    [Symbol.dispose]: () => {
+      rmSync(file, { force: true })
+      closeSync(fd)
+    },
+  }
+}
+
+function lookFile(home: Home, cvd: Cvd, look: string): string {
+  return path.join(home.runDirectory, `${cvd.id}.${look}`)
+}
+
+/** Snapshots whose lookers were killed. */
+async function removeLeftLooks(home: Home, cvd: Cvd): Promise<void> {
+  for (const { name } of await home.catalog.snapshots(cvd.name)) {
+    if (!name.startsWith(LOOK_SNAPSHOT_PREFIX) || isLookedAt(lookFile(home, cvd, name))) continue
+    await removeLook(home, cvd, name)
+    rmSync(lookFile(home, cvd, name), { force: true })
+  }
+}
+
+function isLookedAt(file: string): boolean {
+  if (!existsSync(file)) return false
+  const fd = openSync(file, 'r')
+  try {
+    return !tryLock(fd)
+  } finally {
+    closeSync(fd)
+  }
 }
 
 async function removeLook(home: Home, cvd: Cvd, snapshot: string): Promise<void> {
