@@ -1,6 +1,6 @@
 /**
  * Physical volumes of LVM2: their label, and the metadata areas that it points to.
- * Bytes: docs/formats/volumes.md; the on-disk structures of the text format of LVM2.
+ * Bytes: docs/volumes.md; the on-disk structures of the text format of LVM2.
  */
 import { crc32 } from 'node:zlib'
 import type { ReadableDisk } from '../device/block-device.ts'

@@ -1,6 +1,6 @@
 /**
  * Logical volumes of LVM2: linear and striped ones whose physical volumes are all on one disk. Others are refused one by one, with the reason.
- * What the metadata says: docs/formats/volumes.md.
+ * What the metadata says: docs/volumes.md.
  */
 import type { ReadableDisk } from '../device/block-device.ts'
 import { VarveError } from '../errors.ts'
@@ -61,6 +61,8 @@ class Group {
   readonly #group: LvmSection
   /** Why a logical volume is not what its segments say. */
   readonly #special = new Map<string, string>()
+  /** Names of logical volumes that only tie a snapshot to its origin. */
+  readonly #ties = new Set<string>()
 
   constructor(name: string, group: LvmSection, places: Places) {
     this.#name = name
@@ -74,10 +76,12 @@ class Group {
     for (const [name, logical] of all) {
       const title = `${this.#name}/${name}`
       try {
+        const special = this.#special.get(name)
+        if (special !== undefined) throw new VarveError('FORMAT_UNSUPPORTED', `${special}; only linear and striped volumes are read`)
         const status = logical.get('status')
         // Parts of other logical volumes are not seen by themselves.
-        if (!Array.isArray(status) || !status.includes('VISIBLE')) continue
-        const segments = this.#segments(name, logical)
+        if (!Array.isArray(status) || !status.includes('VISIBLE') || this.#ties.has(name)) continue
+        const segments = this.#segments(logical)
         volumes.push({ name: title, type: 'lvm', label: '', segments, view: new VolumeView(disk, segments) })
       } catch (error) {
         if (!(error instanceof VarveError)) throw error
@@ -86,11 +90,12 @@ class Group {
     }
   }
 
-  /** A snapshot is a hidden volume that names the two that it is made of. */
+  /** A snapshot is a volume that names the two that it is made of: only what was changed, and the origin. */
   #findSnapshots(all: readonly [string, LvmSection][]): void {
-    for (const [, logical] of all) {
+    for (const [name, logical] of all) {
       for (const segment of logical.values()) {
-        if (!(segment instanceof Map)) continue
+        if (!(segment instanceof Map) || segment.get('type') !== 'snapshot') continue
+        this.#ties.add(name)
         const [store, merging, origin] = ['cow_store', 'merging_store', 'origin'].map((key) => segment.get(key))
         if (typeof store === 'string') this.#special.set(store, 'it is a snapshot')
         if (typeof merging === 'string') this.#special.set(merging, 'it is a snapshot')
@@ -100,9 +105,7 @@ class Group {
   }
 
   /** @throws VarveError FORMAT_UNSUPPORTED, FORMAT_INVALID, LIMIT_EXCEEDED */
-  #segments(name: string, logical: LvmSection): VolumeSegment[] {
-    const special = this.#special.get(name)
-    if (special !== undefined) throw new VarveError('FORMAT_UNSUPPORTED', `${special}; only linear and striped volumes are read`)
+  #segments(logical: LvmSection): VolumeSegment[] {
     const extentBytes = integer(this.#group, 'extent_size') * SECTOR_BYTES
     const segments: VolumeSegment[] = []
     const count = integer(logical, 'segment_count')

@@ -1,6 +1,6 @@
 /**
  * Volumes of a disk: what filesystems may lie on. Partitions of a GPT or an MBR, or the whole disk if it has neither, and the logical volumes of LVM
- * whose physical volumes are on this disk. docs/formats/volumes.md
+ * whose physical volumes are on this disk. docs/volumes.md
  */
 import type { ReadableDisk } from '../device/block-device.ts'
 import { readGpt } from '../formats/gpt-reader.ts'

@@ -1,7 +1,7 @@
 /**
  * Ext4Filesystem: the files of an ext2, ext3 or ext4 filesystem, as the kernel shows them. One that was not unmounted is read as it is after its journal was replayed,
  * which happens in memory. Nothing is written. All bytes come from outside: guests write here.
- * What is read, refused and checked: docs/formats/ext4.md#read. Bytes: Documentation/filesystems/ext4 of Linux.
+ * What is read, refused and checked: docs/filesystems.md#ext4. Bytes: Documentation/filesystems/ext4 of Linux.
  */
 import { checkRange } from '../../device/block-device.ts'
 import type { ReadableDisk } from '../../device/block-device.ts'

@@ -1,5 +1,5 @@
 /**
- * Constants of the ext4 disk format. What we choose among them when we write, and what we read: docs/formats/ext4.md.
+ * Constants of the ext4 disk format. What we choose among them when we write: docs/formats/ext4.md; what we read: docs/filesystems.md.
  * Bytes: Linux, Documentation/filesystems/ext4; lib/ext2fs/ext2_fs.h of e2fsprogs.
  */
 import { Kind } from '../../tree/tree.ts'

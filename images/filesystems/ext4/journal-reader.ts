@@ -1,6 +1,6 @@
 /**
  * What the journal of a filesystem that was not unmounted holds: transactions that were committed, of which the last version of each block counts.
- * Bytes: Documentation/filesystems/ext4/journal.rst of Linux; big-endian. What a mount would do with it: docs/formats/ext4.md#read.
+ * Bytes: Documentation/filesystems/ext4/journal.rst of Linux; big-endian. What a mount would do with it: docs/filesystems.md#ext4.
  */
 import { VarveError } from '../../errors.ts'
 import type { Answer } from '../filesystem.ts'

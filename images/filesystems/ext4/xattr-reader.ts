@@ -2,7 +2,7 @@
  * Extended attributes as they stand on the disk: behind the fields of an inode, in a block, and values in inodes of their own.
  * Bytes: Documentation/filesystems/ext4/attributes.rst of Linux.
  */
-import { XATTR_VALUE_BYTES_MAX } from '../../tree/limits.ts'
+import { XATTR_NAME_BYTES_MAX, XATTR_VALUE_BYTES_MAX } from '../../tree/limits.ts'
 import type { Xattr } from '../../tree/tree.ts'
 import { sortedXattrs } from '../../tree/xattr-set.ts'
 import { invalid } from './block-reader.ts'
@@ -67,7 +67,9 @@ function readEntries(area: Buffer, { from, owner }: { from: number; owner: numbe
     const start = area.readUInt16LE(at + 2)
     if (nameEnd > area.length || length > XATTR_VALUE_BYTES_MAX || (valueInode === 0 && length > 0 && start + length > area.length)) throw damaged()
     const value = valueInode === 0 && length > 0 ? area.subarray(start, start + length) : area.subarray(0, 0)
-    found.push({ index: area[at + 1], name: area.toString('latin1', at + XATTR_ENTRY_BYTES, nameEnd), value, length, valueInode })
+    const name = area.toString('latin1', at + XATTR_ENTRY_BYTES, nameEnd)
+    if (name.includes('\0')) throw damaged()
+    found.push({ index: area[at + 1], name, value, length, valueInode })
     at = (nameEnd + 3) & ~3
   }
 }
@@ -88,6 +90,7 @@ export async function shownXattrs(stored: readonly StoredXattr[], owner: number,
     const prefix = INDEX_OF_PREFIX.get(xattr.index)
     const name = isAcl ? NAME_OF_ACL.get(xattr.index)! : prefix !== undefined && xattr.name !== '' ? prefix + xattr.name : undefined
     if (name === undefined || shown.has(name)) continue
+    if (name.length > XATTR_NAME_BYTES_MAX) throw invalid(`an attribute of inode ${owner} has a name of ${name.length} bytes`)
     const value = xattr.valueInode === 0 ? Uint8Array.from(xattr.value) : await valueOf(xattr)
     shown.set(name, isAcl ? fromDiskAcl(value, () => `inode ${owner}`) : value)
   }
