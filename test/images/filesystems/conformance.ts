@@ -165,7 +165,10 @@ async function checkContents(subject: FilesystemSubject, ids: Map<string, number
     const id = ids.get(entry.path)!
     if (entry.kind !== Kind.file || done.has(id)) continue
     done.add(id)
-    await checkContent(subject, id, entry, random)
+    if (entry.isDamaged === true) {
+      const { sizeBytes } = await subject.filesystem.node(id)
+      await assert.rejects(readRange(subject.filesystem, id, 0, sizeBytes), { code: 'FORMAT_INVALID' }, `${entry.path}, which is damaged`)
+    } else await checkContent(subject, id, entry, random)
   }
 }
 

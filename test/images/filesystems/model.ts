@@ -21,6 +21,8 @@ export interface ModelEntry {
   sizeBytes?: number
   /** Of files: see ContentDigest. */
   contentDigest?: string
+  /** The driver cannot read the content of the file: nor should we. */
+  isDamaged?: boolean
   /** Parts of a file that hold data, ordered; the rest is holes. */
   data?: { offset: number; length: number }[]
   /** Of symlinks: bytes in latin1. */
@@ -95,26 +97,36 @@ function entryOf(path: string, place: Buffer, options: ModelOptions): ModelEntry
   return entry
 }
 
+/** What drivers say of a file that is damaged. */
+const DAMAGE = ['EIO', 'EOVERFLOW', 'EUCLEAN', 'EBADMSG']
+
 function addContent(entry: ModelEntry, place: Buffer, sizeBytes: number, options: ModelOptions): void {
   entry.sizeBytes = sizeBytes
   const fd = openSync(place, 'r')
   try {
     const parts = dataParts(fd, sizeBytes)
     if (options.data === true) entry.data = parts
-    const digest = new ContentDigest(sizeBytes)
-    for (const { offset, length } of digestWindows(parts, sizeBytes)) {
-      const bytes = Buffer.allocUnsafe(length)
-      for (let at = 0; at < length;) {
-        const count = readSync(fd, bytes, at, length - at, offset + at)
-        if (count === 0) throw new Error(`${place.toString()} ends at ${offset + at}`)
-        at += count
-      }
-      digest.add(offset, bytes)
-    }
-    entry.contentDigest = digest.digest()
+    entry.contentDigest = digestFile(fd, parts, sizeBytes)
+  } catch (error) {
+    if (!DAMAGE.includes((error as NodeJS.ErrnoException).code!)) throw error
+    entry.isDamaged = true
   } finally {
     closeSync(fd)
   }
+}
+
+function digestFile(fd: number, parts: { offset: number; length: number }[], sizeBytes: number): string {
+  const digest = new ContentDigest(sizeBytes)
+  for (const { offset, length } of digestWindows(parts, sizeBytes)) {
+    const bytes = Buffer.allocUnsafe(length)
+    for (let at = 0; at < length;) {
+      const count = readSync(fd, bytes, at, length - at, offset + at)
+      if (count === 0) throw new Error(`a file of ${sizeBytes} bytes ends at ${offset + at}`)
+      at += count
+    }
+    digest.add(offset, bytes)
+  }
+  return digest.digest()
 }
 
 function timestamp(nanoseconds: bigint): Timestamp {
