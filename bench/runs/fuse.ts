@@ -31,7 +31,7 @@ export async function run(): Promise<BenchResult> {
   await using stack = new AsyncDisposableStack()
   stack.defer(() => rmSync(directory, { recursive: true, force: true }))
   const home = path.join(directory, 'home')
-  const varve = (...args: string[]): any => JSON.parse(execFileSync(launcher, [...args, '--json', '--home', home], { encoding: 'utf8', maxBuffer: 1 << 28 }))
+  const varve = (...args: string[]): { partitions: { firstByte: number; byteLength: number }[] } => JSON.parse(execFileSync(launcher, [...args, '--json', '--home', home], { encoding: 'utf8', maxBuffer: 1 << 28 }))
   console.error('importing')
   varve('layer', 'import', 'used', `dir:${USED_TREE}`, '--kind', 'base')
   for (const [name, count] of [['few', FEW_FILES], ['many', MANY_FILES]] as const) {

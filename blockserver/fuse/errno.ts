@@ -10,10 +10,11 @@ export const { EPERM, ENOENT, EINTR, EIO, EAGAIN, ENOTDIR, EINVAL, ENOSPC, EROFS
 const OF_CODE: Partial<Record<ErrorCode, number>> = { READ_ONLY: EROFS, NOT_FOUND: ENOENT, PROTOCOL_INVALID: EINVAL }
 
 /** A refusal that is an answer and no failure. */
-export class Refusal {
+export class Refusal extends Error {
   readonly errno: number
 
   constructor(errno: number) {
+    super(`errno ${errno}`)
     this.errno = errno
   }
 }

@@ -25,7 +25,7 @@ export interface Reply {
   /** What comes after `head`. */
   parts?: readonly Uint8Array[]
   /** Called once it is written. */
-  release?(): void
+  release?: () => void
 }
 
 /** Reads from so many bytes on are answered from the memory of the volume, if it has any. */

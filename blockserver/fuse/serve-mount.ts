@@ -17,7 +17,7 @@ export interface ServeMountOptions extends MountOptions {
   log: Logger
   signal: AbortSignal
   /** Called once it can be used. */
-  mounted(): void
+  mounted: () => void
 }
 
 /** Resolves when the mount is gone. @throws VarveError MOUNT_FAILED */

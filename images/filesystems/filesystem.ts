@@ -73,9 +73,9 @@ export interface Filesystem {
   target(symlink: number): Answer<Uint8Array>
   /** Sorted by name. What a filesystem of Windows has beside content and POSIX has no place for is under `user.` (docs/filesystems.md). @throws as `node` */
   xattrs(id: number): Answer<readonly Xattr[]>
-  /** Where a file's content is, ordered and disjoint; what lies between is holes, which read as zeroes. @throws as `node` */
+  /** Where a file's content is, ordered and disjoint; what lies between is holes, which read as zeroes. @throws as `node`, FORMAT_UNSUPPORTED for what is not read (encrypted, ...) */
   extents(file: number): Answer<readonly FileExtent[]>
-  /** Fills all of `into` with the content at `offset`; the range is inside the file. @throws as `node` */
+  /** Fills all of `into` with the content at `offset`; the range is inside the file. @throws as `extents` */
   read(file: number, into: Uint8Array, offset: number): void | Promise<void>
 }
 

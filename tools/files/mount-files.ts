@@ -30,7 +30,7 @@ export interface MountFilesOptions {
   disk: boolean
   allowOther: boolean
   /** Called once they can be used. */
-  mounted(): void
+  mounted: () => void
 }
 
 /** Serves the mount until it is gone. @throws VarveError MOUNT_FAILED, and what opening throws */

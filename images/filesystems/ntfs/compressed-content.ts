@@ -2,6 +2,7 @@
  * Content that NTFS compresses: in units of so many clusters, each stored as it is (all its clusters are there), as nothing (a hole, zeroes),
  * or compressed by LZNT1 in its first clusters, the others being a hole.
  */
+import { RecentlyUsed } from '../fat/recently-used.ts'
 import type { FileExtent } from '../filesystem.ts'
 import type { Content, ContentPlace } from './content.ts'
 import { exceeded, invalid } from './format.ts'
@@ -22,7 +23,7 @@ export class CompressedContent implements Content {
   readonly #unitClusters: number
   readonly #unitBytes: number
   /** By number of the unit. */
-  readonly #kept = new Map<number, Buffer>()
+  readonly #kept = new RecentlyUsed<Buffer>(UNITS_KEPT_MAX)
 
   constructor(place: ContentPlace, runs: RunList, { sizeBytes, initializedBytes, unitClusters }: { sizeBytes: number; initializedBytes: number; unitClusters: number }) {
     this.#place = place
@@ -114,7 +115,6 @@ export class CompressedContent implements Content {
     await readRuns(this.#place.disk, this.#runs, clusterBytes, compressed, unit * this.#unitBytes)
     const content = Buffer.allocUnsafe(this.#unitBytes)
     decompressLznt1(compressed, content)
-    if (this.#kept.size === UNITS_KEPT_MAX) this.#kept.delete(this.#kept.keys().next().value!)
     this.#kept.set(unit, content)
     into.set(content.subarray(from, from + into.length))
   }

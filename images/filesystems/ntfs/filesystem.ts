@@ -38,14 +38,16 @@ const LABEL_BYTES_MAX = 2 * 128
 const VOLUME_INFORMATION_BYTES = 0x0c
 const VOLUME_INFORMATION_BYTES_MAX = 256
 const NODES_KEPT_MAX = 1024
-/** Runs of contents that are kept, all together. */
+/** Runs that are kept of all contents together, and of all indexes. */
 const RUNS_KEPT_MAX = 1_000_000
 /** A content is kept as if it had so many more: a compressed one keeps what it decompressed last. */
 const RUNS_OF_A_CONTENT = 10_000
+/** Likewise an index, which keeps its root. */
+const RUNS_OF_AN_INDEX = 1000
 /** Ids are the number of a record, and above it its generation: what refers to a file that is gone is told from the one that took its record. */
 const GENERATION = 2 ** 32
 const GENERATION_MAX = 0xffff
-/** Names of a file that Windows hibernated into, and how it begins then. */
+/** Name of the file that Windows hibernates into, and how it begins then. */
 const HIBERNATION = { name: 'hiberfil.sys', magic: /^hibr/i }
 
 /**
@@ -93,9 +95,10 @@ export class NtfsFilesystem implements VolumeFilesystem {
   readonly #directories: Directories
   /** By id. */
   readonly #nodes = new RecentlyUsed<NtfsNode>(NODES_KEPT_MAX)
+  readonly #indexes = new RecentlyUsed<IndexTree>(RUNS_KEPT_MAX)
   readonly #contents = new RecentlyUsed<Content>(RUNS_KEPT_MAX)
   readonly #majorVersion: number
-  #security: Promise<SecurityDescriptors> | undefined
+  #security: SecurityDescriptors | undefined
   #unclean: boolean
 
   private constructor(mft: Mft, rootId: number, upperCase: UpperCase, { label, isDirty, majorVersion }: VolumeFacts) {
@@ -116,9 +119,11 @@ export class NtfsFilesystem implements VolumeFilesystem {
   static async open(volume: ReadableDisk): Promise<NtfsFilesystem> {
     const mft = await Mft.open(volume, await readBootSector(volume))
     if (mft.records > GENERATION) throw exceeded(`more than ${GENERATION} files`)
-    const root = await mft.systemFile(RECORD.root)
+    const { sequence } = (await mft.systemFile(RECORD.root)).record
+    if (sequence === ANY_SEQUENCE) throw invalid('the root is of no generation')
     const upperCase = new UpperCase(await (await mft.systemFile(RECORD.upCase)).value(ATTRIBUTE.data, UPPER_CASE_BYTES))
-    const filesystem = new NtfsFilesystem(mft, idOf({ number: RECORD.root, sequence: root.record.sequence }), upperCase, await readVolume(mft))
+    const filesystem = new NtfsFilesystem(mft, idOf({ number: RECORD.root, sequence }), upperCase, await readVolume(mft))
+    if ((await filesystem.node(filesystem.root)).kind !== Kind.directory) throw invalid('the root is no directory')
     filesystem.#unclean ||= !await hasCleanLog(mft) || await filesystem.#isHibernated()
     return filesystem
   }
@@ -133,7 +138,7 @@ export class NtfsFilesystem implements VolumeFilesystem {
   }
 
   async list(directory: number): Promise<readonly DirectoryEntry[]> {
-    const index = await this.#index(directory)
+    const index = await this.#indexOf(directory)
     const entries: DirectoryEntry[] = []
     for await (const part of index.entries()) {
       for (const entry of part) {
@@ -147,7 +152,7 @@ export class NtfsFilesystem implements VolumeFilesystem {
   }
 
   async child(directory: number, name: string): Promise<number | undefined> {
-    const index = await this.#index(directory)
+    const index = await this.#indexOf(directory)
     const decoded = decodeName(name)
     const entry = decoded === undefined ? undefined : await this.#lookUp(index, decoded)
     return entry === undefined ? undefined : this.#idOf(entry)
@@ -201,15 +206,27 @@ export class NtfsFilesystem implements VolumeFilesystem {
   #reference(id: number): RecordReference {
     const number = id % GENERATION
     const sequence = Math.floor(id / GENERATION)
-    const isPossible = Number.isSafeInteger(id) && sequence > 0 && sequence <= GENERATION_MAX && number < this.#mft.records && (number >= FIRST_USER_RECORD || number === RECORD.root)
-    if (!isPossible) throw new RangeError(`there is no file ${id}`)
+    if (!Number.isSafeInteger(id) || id < 0 || !this.#isShown({ number, sequence })) throw new RangeError(`there is no file ${id}`)
     return { number, sequence }
   }
 
+  /** True if a reference may be given out: its id is one. */
+  #isShown({ number, sequence }: RecordReference): boolean {
+    return sequence > 0 && sequence <= GENERATION_MAX && number < this.#mft.records && (number >= FIRST_USER_RECORD || number === RECORD.root)
+  }
+
+  async #indexOf(directory: number): Promise<IndexTree> {
+    if ((await this.#node(directory)).kind !== Kind.directory) throw new RangeError(`${directory} is no directory`)
+    return this.#index(directory)
+  }
+
+  /** Not by its node: what that is may depend on the names in another directory, in a circle if the volume is damaged. @throws VarveError FORMAT_INVALID if it has no index */
   async #index(directory: number): Promise<IndexTree> {
-    const { kind, file } = await this.#node(directory)
-    if (kind !== Kind.directory) throw new RangeError(`${directory} is no directory`)
-    return IndexTree.open(file, NAME_INDEX)
+    const kept = this.#indexes.get(directory)
+    if (kept !== undefined) return kept
+    const index = await IndexTree.open(await this.#mft.file(this.#reference(directory)), NAME_INDEX)
+    this.#indexes.set(directory, index, RUNS_OF_AN_INDEX + index.runs)
+    return index
   }
 
   /** What an entry names, or undefined if it is not shown. @throws VarveError FORMAT_INVALID */
@@ -223,7 +240,7 @@ export class NtfsFilesystem implements VolumeFilesystem {
   /** @throws VarveError FORMAT_INVALID for a reference that leads nowhere */
   #idOf(entry: IndexEntry): number {
     const reference = readReference(entry.bytes, 0)
-    if (reference.number >= this.#mft.records || reference.sequence === ANY_SEQUENCE) throw invalid(`a directory refers to record ${reference.number} of generation ${reference.sequence}`)
+    if (!this.#isShown(reference)) throw invalid(`a directory refers to record ${reference.number} of generation ${reference.sequence}`)
     return idOf(reference)
   }
 
@@ -247,20 +264,20 @@ export class NtfsFilesystem implements VolumeFilesystem {
     const file = await this.#mft.file(this.#reference(id))
     const names = (await file.all(ATTRIBUTE.fileName)).filter(({ isResident }) => isResident)
     const parent = names.length === 0 ? undefined : readFileName(residentValue(names[0])).parent
-    if (parent === undefined || parent.number >= this.#mft.records || parent.sequence === ANY_SEQUENCE) throw invalid(`record ${file.number} of the MFT is in no directory`)
+    if (parent === undefined || !this.#isShown(parent)) throw invalid(`record ${file.number} of the MFT is in no directory`)
     return idOf(parent)
   }
 
   /** True if Windows was hibernated: what it holds in memory is not on the volume. */
   async #isHibernated(): Promise<boolean> {
-    const id = await this.child(this.root, HIBERNATION.name)
-    if (id === undefined) return false
     try {
+      const id = await this.child(this.root, HIBERNATION.name)
+      if (id === undefined) return false
       const start = Buffer.alloc(4)
       await this.read(id, start, 0)
       return HIBERNATION.magic.test(start.toString('latin1'))
     } catch (error) {
-      if (error instanceof RangeError || isVarveError(error, 'FORMAT_INVALID', 'FORMAT_UNSUPPORTED')) return false
+      if (error instanceof RangeError || isVarveError(error, 'FORMAT_INVALID', 'FORMAT_UNSUPPORTED', 'LIMIT_EXCEEDED')) return false
       throw error
     }
   }
@@ -268,7 +285,7 @@ export class NtfsFilesystem implements VolumeFilesystem {
   async #descriptor(securityId: number): Promise<Buffer | undefined> {
     // Before version 3, each file had its own.
     if (this.#majorVersion < 3) return undefined
-    this.#security ??= SecurityDescriptors.open(this.#mft)
-    return (await this.#security).get(securityId)
+    this.#security ??= await SecurityDescriptors.open(this.#mft)
+    return this.#security.get(securityId)
   }
 }

@@ -26,13 +26,13 @@ export const ATTRIBUTE = {
 } as const
 
 /** Flags of an attribute. */
-export const ATTRIBUTE_FLAG = { compressionMask: 0xff, compressed: 0x0001, encrypted: 0x4000 } as const
+export const ATTRIBUTE_FLAG = { compressionMask: 0xff, compressed: 0x0001, encrypted: 0x4000, sparse: 0x8000 } as const
 
 /** Flags of a record. */
 export const RECORD_FLAG = { inUse: 1, directory: 2 } as const
 
 /** What DOS and Windows call the attributes of a file: bits of $STANDARD_INFORMATION. */
-export const FILE_ATTRIBUTE = { readOnly: 0x1, hidden: 0x2, system: 0x4, directory: 0x10, reparsePoint: 0x400 } as const
+export const FILE_ATTRIBUTE = { readOnly: 0x1, hidden: 0x2, system: 0x4, directory: 0x10, normal: 0x80, reparsePoint: 0x400 } as const
 
 /** Flags of $VOLUME_INFORMATION. */
 export const VOLUME_DIRTY = 1

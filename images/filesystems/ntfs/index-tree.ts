@@ -53,6 +53,11 @@ export class IndexTree {
     return new IndexTree(root, await file.content(ATTRIBUTE.indexAllocation, name), file.mft.geometry)
   }
 
+  /** Runs that it keeps in memory. */
+  get runs(): number {
+    return this.#blocks?.runs ?? 0
+  }
+
   /** All entries, in order. @throws VarveError FORMAT_INVALID */
   async *entries(): AsyncGenerator<IndexEntry[], void> {
     yield* this.#below(this.#rootEntries(), 0, new Set())

@@ -2,6 +2,8 @@
  * Targets of links as POSIX has them: slashes, names in the case that directories have, and what lies on the same volume relative to the link.
  * What lies elsewhere is below `.NTFS-3G` in the root, where ntfs-3g too expects to be told the places of other drives.
  */
+import { DEPTH_MAX } from '../../tree/limits.ts'
+import { exceeded } from './format.ts'
 import { encodeName } from './names.ts'
 import type { WindowsTarget } from './reparse-point.ts'
 
@@ -34,18 +36,22 @@ export async function posixTarget(directories: Directories, link: number, target
     return encodeName((await resolved(directories, parent, names)).names.join('/'))
   }
   const up = '../'.repeat(await depthOf(directories, link))
-  if (target.kind === 'absolute' && target.path !== '' && !await isToldElsewhere(directories, target.drive)) {
+  // The root of a drive may be that of any volume; the root without a drive is ours.
+  const mayBeHere = target.kind === 'absolute' && (target.path !== '' || target.drive === undefined)
+  if (mayBeHere && !await isToldElsewhere(directories, target.drive)) {
     const { names: found, isFound } = await resolved(directories, directories.root, names)
-    if (isFound || target.drive === undefined) return encodeName(up + found.join('/'))
+    if (isFound || target.drive === undefined) return encodeName(up + found.join('/')) || '.'
   }
   return encodeName([`${up}${ELSEWHERE}`, ...(target.drive === undefined ? [] : [target.drive]), ...names].join('/'))
 }
 
 /** Directories between a link and the root, the root not counted. */
 async function depthOf(directories: Directories, link: number): Promise<number> {
-  const seen = new Set<number>()
-  for (let id = await directories.parent(link); id !== undefined && id !== directories.root && !seen.has(id); id = await directories.parent(id)) seen.add(id)
-  return seen.size
+  let depth = 0
+  for (let id = await directories.parent(link); id !== undefined && id !== directories.root; id = await directories.parent(id)) {
+    if (++depth > DEPTH_MAX) throw exceeded(`a link is more than ${DEPTH_MAX} directories deep, or in a circle of them`)
+  }
+  return depth
 }
 
 async function isToldElsewhere(directories: Directories, drive: string | undefined): Promise<boolean> {

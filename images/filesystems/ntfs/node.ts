@@ -4,7 +4,7 @@
 import type { FileNode, Timestamp } from '../filesystem.ts'
 import { Kind } from '../../tree/tree.ts'
 import type { Content } from './content.ts'
-import { ATTRIBUTE, FILE_ATTRIBUTE, RECORD_FLAG, invalid, readReference, readTime, unsupported } from './format.ts'
+import { ATTRIBUTE, ATTRIBUTE_FLAG, FILE_ATTRIBUTE, RECORD_FLAG, invalid, readReference, readTime, unsupported } from './format.ts'
 import type { RecordReference } from './format.ts'
 import { posixTarget } from './link-target.ts'
 import type { Directories } from './link-target.ts'
@@ -21,7 +21,7 @@ const STANDARD_INFORMATION_BYTES = 0x24
 const SECURITY_ID_AT = 0x34
 const FILE_NAME_BYTES = 0x42
 const NAMESPACE_DOS = 2
-/** [MS-FSCC] 2.4.15 and what Windows allows. */
+/** The most that Windows allows. */
 export const EXTENDED_ATTRIBUTES_BYTES_MAX = 64 << 10
 
 const EMPTY: Content = { sizeBytes: 0, runs: 0, extents: () => [], read: async () => undefined }
@@ -63,16 +63,16 @@ export class NtfsNode {
   readonly kind: Kind
   /** Of symlinks. */
   readonly target: Buffer | undefined
-  /** Where it stands, those made for DOS left out. */
-  readonly names: readonly FileName[]
+  /** Names, those made for DOS left out. */
+  readonly #links: number
   readonly #special: SpecialFile | undefined
   readonly #sizeBytes: number
 
-  private constructor(id: number, file: MftFile, facts: { standard: StandardInformation; names: FileName[]; reparse?: ReparsePoint; special?: SpecialFile; sizeBytes: number }) {
+  private constructor(id: number, file: MftFile, facts: { standard: StandardInformation; links: number; reparse?: ReparsePoint; special?: SpecialFile; sizeBytes: number }) {
     this.id = id
     this.file = file
     this.standard = facts.standard
-    this.names = facts.names
+    this.#links = facts.links
     this.reparse = facts.special === undefined ? facts.reparse : undefined
     this.#special = facts.special
     this.kind = facts.special?.kind ?? (isDirectory(file) ? Kind.directory : Kind.file)
@@ -89,7 +89,7 @@ export class NtfsNode {
     // The flag alone, without data, is left by a link that was removed.
     const reparse = reparseBytes === undefined || reparseBytes.length === 0 ? undefined : readReparsePoint(reparseBytes)
     const special = await specialFile({ directories, file, id, standard, reparse, data })
-    return new NtfsNode(id, file, { standard, names, reparse, special, sizeBytes: data === undefined ? 0 : attributeBytes(data) })
+    return new NtfsNode(id, file, { standard, links: names.length, reparse, special, sizeBytes: data === undefined ? 0 : attributeBytes(data) })
   }
 
   describe(): FileNode {
@@ -102,7 +102,7 @@ export class NtfsNode {
       uid: 0,
       gid: 0,
       sizeBytes: this.#sizeBytes,
-      links: this.kind === Kind.directory ? 1 : Math.max(1, this.names.length),
+      links: this.kind === Kind.directory ? 1 : Math.max(1, this.#links),
       modified: this.standard.modified,
       accessed: this.standard.accessed,
       changed: this.standard.changed,
@@ -154,7 +154,7 @@ interface SpecialFacts {
 async function specialFile({ directories, file, id, standard, reparse, data }: SpecialFacts): Promise<SpecialFile | undefined> {
   if (reparse === undefined) {
     if (isDirectory(file) || data === undefined || (standard.attributes & FILE_ATTRIBUTE.system) === 0) return undefined
-    const isReadable = (data.flags & ~0x8000) === 0
+    const isReadable = (data.flags & ~(ATTRIBUTE_FLAG.compressed | ATTRIBUTE_FLAG.sparse)) === 0
     return isReadable ? interixFile(standard.attributes, await file.content(ATTRIBUTE.data) ?? EMPTY) : undefined
   }
   const link = linkTarget(reparse)

@@ -15,7 +15,7 @@ export const REPARSE_TAG = {
   linuxBlock: 0x80000026,
 } as const
 
-/** [MS-FSCC] 2.1.2.1 */
+/** [MS-FSCC] 2.1.2.2 */
 export const REPARSE_BYTES_MAX = 16 << 10
 
 const HEAD_BYTES = 8
@@ -49,7 +49,7 @@ export interface WindowsTarget {
 export function linkTarget({ tag, data }: ReparsePoint): WindowsTarget | undefined {
   if (tag === REPARSE_TAG.mountPoint) return fullTarget(substituteName(data, 8))
   if (tag === REPARSE_TAG.linuxSymlink) {
-    if (data.length <= 4 || data.readUInt32LE(0) !== LINUX_SYMLINK_VERSION) throw invalid('a symlink of WSL is damaged')
+    if (data.length <= 4 || data.readUInt32LE(0) !== LINUX_SYMLINK_VERSION || data.includes(0, 4)) throw invalid('a symlink of WSL is damaged')
     return { kind: 'linux', path: data.toString('latin1', 4) }
   }
   if (tag !== REPARSE_TAG.symlink) return undefined

@@ -49,7 +49,7 @@ export function linuxFile(tag: number, extendedAttributes: Buffer): SpecialFile 
 
 const EA_HEAD_BYTES = 8
 
-/** [MS-FSCC] 2.4.15 */
+/** [MS-FSCC] FileFullEaInformation. */
 function extendedAttribute(list: Buffer, name: string): Buffer | undefined {
   for (let at = 0; at + EA_HEAD_BYTES <= list.length;) {
     const next = list.readUInt32LE(at)

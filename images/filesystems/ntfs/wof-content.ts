@@ -1,6 +1,7 @@
 /**
  * Content of a file that Windows compresses itself (WOF: `compact /exe`, CompactOS): the unnamed stream is one hole, and a stream of its own holds
- * a table of where chunks begin, and the chunks. Reparse data: [MS-FSCC] 2.1.2.x names the tag; its fields are those of WOF_EXTERNAL_INFO and FILE_PROVIDER_EXTERNAL_INFO.
+ * a table of where chunks begin, and the chunks. The data of its reparse point are WOF_EXTERNAL_INFO and
+ * FILE_PROVIDER_EXTERNAL_INFO_V1 of the Windows SDK, four numbers of 32 bits: version, provider, version, algorithm.
  */
 import type { FileExtent } from '../filesystem.ts'
 import { RecentlyUsed } from '../fat/recently-used.ts'

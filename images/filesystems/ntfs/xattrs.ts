@@ -27,8 +27,8 @@ const STREAM_NAMES_BYTES_MAX = XATTR_LIST_BYTES_MAX - 1024
 export async function xattrsOf(node: NtfsNode, descriptor: (securityId: number) => Promise<Buffer | undefined>): Promise<Xattr[]> {
   if (node.kind !== Kind.file && node.kind !== Kind.directory) return []
   const { file, standard, reparse } = node
-  // That it is one, a directory does not say itself.
-  const attributes = node.kind === Kind.directory ? standard.attributes | FILE_ATTRIBUTE.directory : standard.attributes
+  // That it is one, a directory does not say itself; nor a file that it has none ([MS-FSCC] 2.6).
+  const attributes = (node.kind === Kind.directory ? standard.attributes | FILE_ATTRIBUTE.directory : standard.attributes) || FILE_ATTRIBUTE.normal
   const xattrs: Xattr[] = [{ name: `${PREFIX}attributes`, value: Buffer.from(`0x${(attributes >>> 0).toString(16).padStart(8, '0')}`) }]
   const add = (name: string, value: Buffer | undefined): void => {
     if (value !== undefined && value.length > 0) xattrs.push({ name: PREFIX + name, value })

@@ -55,5 +55,5 @@ test('a walk gives names in the order of their bytes, and ends at directories in
   assert.deepEqual(paths, ['', 'lib', 'loop', 'out', 'self', 'usr', 'usr/lib', 'usr/lib/file', 'usr/lib/up'])
   const circle = new HostileFilesystem({ 1: { kind: Kind.directory, entries: [{ name: 'a', id: 1 }] } })
   const twice = new HostileFilesystem({ 1: { kind: Kind.directory, entries: [{ name: 'a', id: 2 }, { name: 'a', id: 3 }] }, 2: { kind: Kind.symlink, target: '/' }, 3: { kind: Kind.directory, entries: [] } })
-  for (const hostile of [circle, twice]) await refused(async () => { for await (const _ of walkBelow(hostile, hostile.node(1))); }, 'FORMAT_INVALID')
+  for (const hostile of [circle, twice]) await refused(async () => { for await (const { path } of walkBelow(hostile, hostile.node(1))) paths.push(path) }, 'FORMAT_INVALID')
 })

@@ -5,6 +5,7 @@ import { test } from 'node:test'
 import { FileDevice } from '@varve/images/device/file-device.ts'
 import { openNtfs } from '@varve/images/filesystems/ntfs/filesystem.ts'
 import { Random, testSeed } from '../../../random.ts'
+import { DelayedDevice } from '../../device/delayed.ts'
 import { checkFilesystem, filesystemConformance } from '../conformance.ts'
 import { Aging, fragment } from './aging.ts'
 import { NtfsImage } from './ntfs-image.ts'
@@ -29,11 +30,13 @@ async function aged(random: Random, options: ConstructorParameters<typeof NtfsIm
   }
 }
 
-filesystemConformance('an aged NTFS', async () => {
-  const image = await aged(new Random(testSeed()), {})
+filesystemConformance('an aged NTFS on a disk that answers late', async () => {
+  const random = new Random(testSeed())
+  const image = await aged(random, {})
   const subject = await image.subject()
   return {
     ...subject,
+    filesystem: await openNtfs(new DelayedDevice(subject.volume, random)),
     async [Symbol.asyncDispose]() {
       await subject[Symbol.asyncDispose]()
       await image[Symbol.asyncDispose]()

@@ -2,7 +2,7 @@
 import { execFileSync, spawn } from 'node:child_process'
 import type { ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
+import { closeSync, mkdirSync, mkdtempSync, openSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
@@ -46,12 +46,14 @@ export class NtfsImage implements AsyncDisposable {
 
   async #mount(options: readonly string[]): Promise<void> {
     const all = ['no_detach', 'posix_nlink', 'compression', 'streams_interface=xattr', 'big_writes', ...options]
-    const driver = spawn('ntfs-3g', ['-o', all.join(','), this.path, this.mountPoint], { stdio: ['ignore', 'ignore', 'pipe'] })
-    let complaint = ''
-    driver.stderr.setEncoding('utf8').on('data', (text: string) => (complaint += text))
+    // To a file: who works in the mount would not read a pipe meanwhile, and the driver would wait.
+    const complaints = join(this.directory, 'complaints')
+    const fd = openSync(complaints, 'w')
+    const driver = spawn('ntfs-3g', ['-o', all.join(','), this.path, this.mountPoint], { stdio: ['ignore', 'ignore', fd] })
+    closeSync(fd)
     this.#driver = driver
     while (!readFileSync('/proc/self/mounts', 'utf8').includes(` ${this.mountPoint} fuse`)) {
-      if (driver.exitCode !== null) throw new Error(`ntfs-3g: ${complaint}`)
+      if (driver.exitCode !== null) throw new Error(`ntfs-3g: ${readFileSync(complaints, 'utf8')}`)
       await setTimeout(10)
     }
   }
@@ -67,7 +69,7 @@ export class NtfsImage implements AsyncDisposable {
   }
 
   /** @see ../conformance.ts */
-  async subject(): Promise<FilesystemSubject & AsyncDisposable & { filesystem: NtfsFilesystem }> {
+  async subject(): Promise<FilesystemSubject & AsyncDisposable & { filesystem: NtfsFilesystem; volume: FileDevice }> {
     const model = await this.model()
     const volume = FileDevice.open({ path: this.path, readOnly: true })
     const filesystem = await openNtfs(volume)

@@ -116,7 +116,7 @@ test('what ntfs-3g does not resolve leads as far as can be said, and other repar
   await using image = new NtfsImage()
   const other = reparseData(0x9000001a, Buffer.from('a file in the cloud'))
   await image.mounted((root) => {
-    for (const [name, data] of [['share', linkData('symlink', '\\??\\UNC\\server\\share\\x')], ['dangling', linkData('symlink', 'no\\such', 1)], ['cloud', other]] as const) {
+    for (const [name, data] of [['share', linkData('symlink', '\\??\\UNC\\server\\share\\x')], ['dangling', linkData('symlink', 'no\\such', 1)], ['root', linkData('symlink', '\\', 1)], ['cloud', other]] as const) {
       fs.writeFileSync(join(root, name), name)
       setReparse(join(root, name), data)
     }
@@ -125,6 +125,7 @@ test('what ntfs-3g does not resolve leads as far as can be said, and other repar
   const target = async (name: string) => Buffer.from(await filesystem.target(await idOf(filesystem, name))).toString('latin1')
   assert.equal(await target('share'), '.NTFS-3G/UNC/server/share/x')
   assert.equal(await target('dangling'), 'no/such')
+  assert.equal(await target('root'), '.')
   assert.deepEqual(await xattrOf(filesystem, 'cloud', 'user.ntfs.reparse-point'), other)
   assert.equal((await contentOf(filesystem, 'cloud')).toString(), 'cloud')
 })
