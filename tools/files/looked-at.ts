@@ -115,6 +115,6 @@ async function removeLook(home: Home, cvd: Cvd, snapshot: string): Promise<void>
 }
 
 async function openExport({ home, log, cache }: DiskParts, name: string): Promise<StillDisk> {
-  const { device, close } = await new HomeExports(home, log, cache).open(name)
-  return { device, [Symbol.asyncDispose]: async () => close?.() }
+  const opened = await new HomeExports(home, log, cache).open(name)
+  return { device: opened.device, [Symbol.asyncDispose]: async () => opened.close?.() }
 }

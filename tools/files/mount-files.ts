@@ -76,8 +76,8 @@ async function openDisks(reference: FilesReference, parts: DiskParts, opened: As
 async function openDisk(reference: FilesReference, parts: DiskParts, opened: AsyncDisposableStack): Promise<{ raw: BlockDevice; still: BlockDevice }> {
   const { home, log, cache } = parts
   const exported = async (name: string): Promise<BlockDevice> => {
-    const { device, close } = await new HomeExports(home, log, cache).open(name)
-    opened.defer(async () => close?.())
+    const { device, ...rest } = await new HomeExports(home, log, cache).open(name)
+    opened.defer(async () => rest.close?.())
     return device
   }
   if (reference.kind === 'cvd' && reference.snapshot === undefined) {
