@@ -50,6 +50,7 @@ export class PiecewiseDevice implements BlockDevice {
   /** Reads what follows the first `done` bytes of `into`. */
   #read(into: Uint8Array, offset: number, done: number): void | Promise<void> {
     const awaited: Promise<void>[] = []
+    let failure: { error: unknown } | undefined
     try {
       while (done < into.length && awaited.length < READS_AWAITED_MAX) {
         const { length, source, at } = this.#locate(offset + done, into.length - done)
@@ -64,10 +65,13 @@ export class PiecewiseDevice implements BlockDevice {
       }
     } catch (error) {
       if (awaited.length === 0) throw error
-      awaited.push(Promise.reject(error as Error))
+      failure = { error }
     }
     if (awaited.length === 0) return
-    return settled(awaited).then(() => (done < into.length ? this.#read(into, offset, done) : undefined))
+    return settled(awaited).then(() => {
+      if (failure !== undefined) throw failure.error as Error
+      if (done < into.length) return this.#read(into, offset, done)
+    })
   }
 
   write(bytes: Uint8Array, offset: number): void {

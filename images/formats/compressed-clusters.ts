@@ -4,7 +4,7 @@
 import type { ReadableDisk } from '../device/block-device.ts'
 
 /** Bytes of decompressed clusters that are kept; at least one is. */
-const KEPT_BYTES_MAX = 2 << 20
+const KEPT_BYTES_MAX = 1 << 20
 
 /** Where a cluster stands in its file. */
 export interface CompressedCluster {

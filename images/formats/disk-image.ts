@@ -27,7 +27,7 @@ export interface OpenImageOptions {
   files?: ImageFiles
   /** Images above this one in a chain. */
   depth?: number
-  /** Internal snapshot that is read instead of the disk as it is now, by id or name; formats that have none refuse it: FORMAT_UNSUPPORTED. */
+  /** Internal snapshot that is read instead of the disk as it is now, by id or name; only qcow2 has such. */
   snapshot?: string
   /** Is told, in a line, what is wrong with an image that is read nevertheless. */
   warn?: (message: string) => void
@@ -45,6 +45,7 @@ export function below(options: OpenImageOptions, files: ImageFiles): OpenImageOp
 
 /**
  * Read-only disk inside an image; `extents` tells data, zero and hole as the format does, through all parents. It owns `file` once it was opened.
+ * As extents are told at once, reads of the file's tables must complete at once, too: those of files do. Reads of its data need not.
  * @throws VarveError FORMAT_INVALID, FORMAT_UNSUPPORTED, LIMIT_EXCEEDED, SOURCE_INVALID, SOURCE_UNSUPPORTED
  */
 export type OpenImage = (file: ReadableDisk & AsyncDisposable, options?: OpenImageOptions) => Promise<BlockDevice>

@@ -4,12 +4,12 @@
 import { dirname } from 'node:path'
 import type { BlockDevice, ReadableDisk } from '../device/block-device.ts'
 import { VarveError } from '../errors.ts'
-import { compressionOf } from './compression.ts'
 import type { DiskFormat, OpenImage, OpenImageOptions } from './disk-image.ts'
 import { LocalImageFiles, openLocalFile } from './local-image-files.ts'
 import { openQcow2 } from './qcow2/reader.ts'
 import { openRaw } from './raw.ts'
 import { endsAsVhd, openVhd } from './vhd/open-vhd.ts'
+import { openVhdx } from './vhdx/open-vhdx.ts'
 import { isVmdk } from './vmdk/descriptor.ts'
 import { openVmdk } from './vmdk/reader.ts'
 
@@ -28,6 +28,12 @@ const FOREIGN: readonly { name: string; at: number; magic: string }[] = [
   { name: 'Parallels', at: 0, magic: 'WithouFreSpacExt' },
   { name: 'bochs', at: 0, magic: 'Bochs Virtual HD Image' },
   { name: 'cloop', at: 0, magic: '#!/bin/sh\n#V2.0 Format\nmodprobe cloop' },
+]
+const COMPRESSED: readonly { name: string; magic: string }[] = [
+  { name: 'gzip', magic: '\x1f\x8b\x08' },
+  { name: 'xz', magic: '\xfd7zXZ\0' },
+  { name: 'zstd', magic: '\x28\xb5\x2f\xfd' },
+  { name: 'bzip2', magic: 'BZh' },
 ]
 const START_BYTES = 4096
 const VHD_FOOTER_BYTES = 512
@@ -54,6 +60,7 @@ export async function openImage(path: string, { format, allow = [], snapshot, wa
   try {
     const files = LocalImageFiles.around(dirname(path), { allow, identity })
     const found = format ?? (await detectFormat(file))
+    if (snapshot !== undefined && found !== 'qcow2') throw new VarveError('FORMAT_UNSUPPORTED', `an image of format ${found} has no snapshots inside; ${JSON.stringify(snapshot)} was asked for`)
     const disk = await OPENERS[found](file, { files, snapshot, warn })
     return { format: found, disk, [Symbol.asyncDispose]: () => disk[Symbol.asyncDispose]() }
   } catch (error) {
@@ -88,8 +95,8 @@ export async function detectFormat(file: ReadableDisk): Promise<DiskFormat> {
   if (isVmdk(start, file.sizeBytes)) return 'vmdk'
   const foreign = FOREIGN.find(({ magic, at }) => begins(magic, at))
   if (foreign !== undefined) throw new VarveError('FORMAT_UNSUPPORTED', `a ${foreign.name} image, which is not read; convert it with 'qemu-img convert -O qcow2', or say that it is raw`)
-  const compression = compressionOf(start)
-  if (compression !== 'none') throw new VarveError('FORMAT_UNSUPPORTED', `the image is compressed with ${compression}; decompress it first`)
+  const compression = COMPRESSED.find(({ magic }) => begins(magic))
+  if (compression !== undefined) throw new VarveError('FORMAT_UNSUPPORTED', `the image is compressed with ${compression.name}; decompress it first, or say that it is raw`)
   return 'raw'
 }
 
@@ -99,9 +106,4 @@ async function hasVhdFooter(file: ReadableDisk): Promise<boolean> {
   const end = Buffer.alloc(VHD_FOOTER_BYTES)
   await file.read(end, file.sizeBytes - end.length)
   return endsAsVhd(end)
-}
-
-/** Until it is there. */
-async function openVhdx(): Promise<BlockDevice> {
-  throw new VarveError('FORMAT_UNSUPPORTED', 'VHDX is not read yet')
 }

@@ -7,8 +7,8 @@ import { VarveError } from '../errors.ts'
 
 /** Bytes that are read at once; entries of tables do not cross pages. */
 const PAGE_BYTES = 16 << 10
-/** 4 MiB: in qcow2 with clusters of 64 KiB, the tables of 32 GiB of disk. */
-const PAGES_MAX = 256
+/** 1 MiB: in qcow2 with clusters of 64 KiB, the tables of 8 GiB of disk. An image may be made of many files, each with its own. */
+const PAGES_MAX = 64
 
 export class TablePages {
   readonly #file: ReadableDisk

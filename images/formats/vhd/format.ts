@@ -48,6 +48,8 @@ export interface VhdFooter {
   headerOffset: number
   /** 32 hexadecimal digits. */
   id: string
+  /** True if the machine was suspended. */
+  savedState: boolean
 }
 
 export interface VhdLocator {
@@ -93,7 +95,7 @@ export function decodeFooter(bytes: Buffer): VhdFooter {
   checkSize(sizeBytes)
   const type = bytes.readUInt32BE(60)
   if (!Object.values<number>(DISK_TYPE).includes(type)) throw new VarveError('FORMAT_UNSUPPORTED', `VHD: its disk type ${type} is none of fixed, dynamic and differencing`)
-  return { type, sizeBytes, headerOffset: Number(bytes.readBigUInt64BE(16)), id: bytes.toString('hex', 68, 84) }
+  return { type, sizeBytes, headerOffset: Number(bytes.readBigUInt64BE(16)), id: bytes.toString('hex', 68, 84), savedState: bytes[84] !== 0 }
 }
 
 /** @throws VarveError LIMIT_EXCEEDED */

@@ -9,6 +9,7 @@ import { PLACE, blockDisk } from '../block-disk.ts'
 import type { OpenImageOptions } from '../disk-image.ts'
 import { openParent, pathOfUrl, pathOfWindows } from '../parent-image.ts'
 import { SectorBitmaps } from '../sector-bitmaps.ts'
+import { readPart } from '../table-pages.ts'
 import { DISK_TYPE, FOOTER_BYTES, HEADER_BYTES, PLATFORM, SECTOR_BYTES, UNUSED, bitmapBytesOf, decodeFooter, decodeHeader, footerState, invalid } from './format.ts'
 import type { VhdFooter, VhdHeader } from './format.ts'
 
@@ -32,24 +33,26 @@ export function endsAsVhd(tail: Uint8Array): boolean {
 }
 
 async function openIdentified(file: OwnedFile, options: OpenImageOptions): Promise<{ device: BlockDevice; id: string }> {
-  const { footer, endBytes } = await readFooter(file)
+  const { footer, endBytes } = await readFooter(file, options)
   const device = footer.type === DISK_TYPE.fixed ? fixedDisk(file, footer, endBytes) : await dynamicDisk(file, footer, options)
   return { device, id: footer.id }
 }
 
 /** The footer at the end, or its copy at the start. Fixed disks have no copy. */
-async function readFooter(file: ReadableDisk): Promise<{ footer: VhdFooter; endBytes: number }> {
+async function readFooter(file: ReadableDisk, { warn }: OpenImageOptions): Promise<{ footer: VhdFooter; endBytes: number }> {
   let isDamaged = false
   // Before 2004, a footer had 511 bytes.
-  for (const [offset, length] of [[file.sizeBytes - FOOTER_BYTES, FOOTER_BYTES], [file.sizeBytes - FOOTER_BYTES + 1, FOOTER_BYTES - 1], [0, FOOTER_BYTES]]) {
-    if (offset < 0 || offset + length > file.sizeBytes) continue
+  for (const [length, isCopy] of [[FOOTER_BYTES, false], [FOOTER_BYTES - 1, false], [FOOTER_BYTES, true]] as const) {
+    if (length > file.sizeBytes) continue
     const bytes = Buffer.alloc(FOOTER_BYTES)
-    await file.read(bytes.subarray(0, length), offset)
+    await file.read(bytes.subarray(0, length), isCopy ? 0 : file.sizeBytes - length)
     const state = footerState(bytes)
     isDamaged ||= state === 'damaged'
     if (state !== 'sound') continue
     const footer = decodeFooter(bytes)
-    if (offset === 0 && footer.type === DISK_TYPE.fixed) continue
+    if (isCopy && footer.type === DISK_TYPE.fixed) continue
+    if (isCopy) warn?.('VHD: the footer at its end is missing or damaged; the copy at its start was read')
+    if (footer.savedState) warn?.('VHD: it belongs to a machine that was suspended; what that had in its memory is not on the disk')
     return { footer, endBytes: length }
   }
   throw invalid(isDamaged ? 'the checksum of its footer is wrong, and there is no copy that is sound' : 'there is no footer, neither at its end nor at its start')
@@ -65,13 +68,12 @@ function fixedDisk(file: OwnedFile, { sizeBytes }: VhdFooter, endBytes: number):
 }
 
 async function dynamicDisk(file: OwnedFile, footer: VhdFooter, options: OpenImageOptions): Promise<BlockDevice> {
-  const header = decodeHeader(await bytesAt(file, footer.headerOffset, HEADER_BYTES, 'the dynamic disk\'s header'))
+  const header = decodeHeader(await readPart(file, footer.headerOffset, HEADER_BYTES, 'the header of the dynamic disk'))
   const table = await readTable(file, footer, header)
   const { sizeBytes } = footer
   const { blockBytes } = header
   const bitmapBytes = bitmapBytesOf(blockBytes)
-  const bitmaps = new SectorBitmaps({ highBitFirst: true })
-  await bitmaps.load(file, bitmapPlaces(table), bitmapBytes)
+  const bitmaps = new SectorBitmaps(file, { placeOf: (block) => table[block] * SECTOR_BYTES, highBitFirst: true })
   await using opened = new AsyncDisposableStack()
   const parent = footer.type === DISK_TYPE.differencing ? opened.use(await parentDisk(file, header, options)) : undefined
   const placeOf = (block: number): number => (table[block] === UNUSED ? PLACE.below : table[block] * SECTOR_BYTES + bitmapBytes)
@@ -87,7 +89,7 @@ async function readTable(file: ReadableDisk, { sizeBytes }: VhdFooter, { tableOf
   const blocks = Math.ceil(sizeBytes / blockBytes)
   if (blocks > ENTRIES_MAX) throw new VarveError('LIMIT_EXCEEDED', `VHD: ${blocks} blocks of ${blockBytes} bytes are more than ${ENTRIES_MAX}`)
   if (blocks > entries) throw invalid(`its block allocation table has ${entries} entries, the disk ${blocks} blocks`)
-  const bytes = await bytesAt(file, tableOffset, blocks * 4, 'the block allocation table')
+  const bytes = await readPart(file, tableOffset, blocks * 4, 'the block allocation table')
   const table = new Uint32Array(bytes.swap32().buffer)
   const bitmapBytes = bitmapBytesOf(blockBytes)
   for (let block = 0; block < blocks; block++) {
@@ -98,10 +100,6 @@ async function readTable(file: ReadableDisk, { sizeBytes }: VhdFooter, { tableOf
   return table
 }
 
-function* bitmapPlaces(table: Uint32Array): Generator<{ block: number; offset: number }, void> {
-  for (let block = 0; block < table.length; block++) if (table[block] !== UNUSED) yield { block, offset: table[block] * SECTOR_BYTES }
-}
-
 /** Whatever its locators and name lead to that has the right id. Time stamps are not compared: Windows writes none, and copying a file changes them. */
 async function parentDisk(file: ReadableDisk, header: VhdHeader, options: OpenImageOptions): Promise<BlockDevice> {
   const names: string[] = []
@@ -109,7 +107,7 @@ async function parentDisk(file: ReadableDisk, header: VhdHeader, options: OpenIm
     for (const { platform, offset, length } of header.locators) {
       if (platform !== known) continue
       if (length > LOCATOR_BYTES_MAX) throw new VarveError('LIMIT_EXCEEDED', `VHD: a parent locator of ${length} bytes is longer than ${LOCATOR_BYTES_MAX}`)
-      const bytes = await bytesAt(file, offset, length, 'a parent locator')
+      const bytes = await readPart(file, offset, length, 'a parent locator')
       names.push(platform === PLATFORM.url ? pathOfUrl(bytes.toString()) : pathOfWindows(bytes.toString('utf16le')))
     }
   }
@@ -118,11 +116,4 @@ async function parentDisk(file: ReadableDisk, header: VhdHeader, options: OpenIm
     const { device, id } = await openIdentified(parent, parentOptions)
     return { device, mismatch: id === header.parentId ? undefined : `its unique id is ${id}, that of the parent ${header.parentId}` }
   })
-}
-
-async function bytesAt(file: ReadableDisk, offset: number, length: number, what: string): Promise<Buffer> {
-  if (offset + length > file.sizeBytes) throw invalid(`its file has ${file.sizeBytes} bytes, but ${what} ends at ${offset + length}`)
-  const bytes = Buffer.from(new ArrayBuffer(length))
-  await file.read(bytes, offset)
-  return bytes
 }

@@ -6,6 +6,7 @@ import { crc32c } from '@node-rs/crc32'
 import type { ReadableDisk } from '../../device/block-device.ts'
 import { VarveError } from '../../errors.ts'
 import { guidBytes } from '../gpt.ts'
+import { readPart } from '../table-pages.ts'
 
 export const MIB = 1 << 20
 export const SIGNATURE = { file: 'vhdxfile', header: 'head', regions: 'regi', metadata: 'metadata' } as const
@@ -84,7 +85,7 @@ function isSound(bytes: Buffer, signature: string): boolean {
 export async function readHeader(file: ReadableDisk): Promise<VhdxHeader> {
   const sound: Buffer[] = []
   for (const offset of HEADER_OFFSETS) {
-    const bytes = await bytesAt(file, offset, HEADER_BYTES, 'a header')
+    const bytes = await readPart(file, offset, HEADER_BYTES, 'a header')
     if (isSound(bytes, SIGNATURE.header)) sound.push(bytes)
   }
   if (sound.length === 0) throw invalid('neither of its two headers is sound')
@@ -105,7 +106,7 @@ export async function readHeader(file: ReadableDisk): Promise<VhdxHeader> {
 /** Where the block allocation table and the metadata are. @throws VarveError FORMAT_INVALID, FORMAT_UNSUPPORTED */
 export async function readRegions(file: ReadableDisk): Promise<{ table: Region; metadata: Region }> {
   for (const offset of REGIONS_OFFSETS) {
-    const bytes = await bytesAt(file, offset, REGIONS_BYTES, 'a region table')
+    const bytes = await readPart(file, offset, REGIONS_BYTES, 'a region table')
     if (isSound(bytes, SIGNATURE.regions)) return decodeRegions(bytes, file.sizeBytes)
   }
   throw invalid('neither of its two region tables is sound')
@@ -160,7 +161,7 @@ export function checkSize(sizeBytes: number): void {
 /** Items of the metadata that we know, by id. */
 async function readItems(file: ReadableDisk, region: Region): Promise<Map<string, Buffer>> {
   if (region.length < METADATA_TABLE_BYTES) throw invalid(`its metadata region of ${region.length} bytes is too short`)
-  const table = await bytesAt(file, region.offset, METADATA_TABLE_BYTES, 'the metadata table')
+  const table = await readPart(file, region.offset, METADATA_TABLE_BYTES, 'the metadata table')
   if (table.toString('latin1', 0, 8) !== SIGNATURE.metadata) throw invalid('there is no metadata table where the region table says')
   const count = table.readUInt16LE(10)
   if (count > METADATA_ENTRY.max) throw invalid(`its metadata table claims ${count} entries`)
@@ -175,7 +176,7 @@ async function readItems(file: ReadableDisk, region: Region): Promise<Map<string
     const length = table.readUInt32LE(at + 20)
     if (items.has(id)) throw invalid('its metadata table has an item twice')
     if (offset < METADATA_TABLE_BYTES || length > ITEM_BYTES_MAX || offset + length > region.length) throw invalid(`an item of its metadata at ${offset}+${length} does not lie in the metadata region`)
-    items.set(id, await bytesAt(file, region.offset + offset, length, 'an item of the metadata'))
+    items.set(id, await readPart(file, region.offset + offset, length, 'an item of the metadata'))
   }
   return items
 }
@@ -200,13 +201,6 @@ function decodeLocator(bytes: Buffer): Map<string, string> {
 /** Payload blocks for which a chunk's bitmap block has bits. */
 export function chunkBlocksOf(blockBytes: number, sectorBytes: number): number {
   return (CHUNK_SECTORS * sectorBytes) / blockBytes
-}
-
-export async function bytesAt(file: ReadableDisk, offset: number, length: number, what: string): Promise<Buffer> {
-  if (offset + length > file.sizeBytes) throw invalid(`its file has ${file.sizeBytes} bytes, but ${what} ends at ${offset + length}`)
-  const bytes = Buffer.alloc(length)
-  await file.read(bytes, offset)
-  return bytes
 }
 
 export function invalid(problem: string): VarveError {

@@ -6,7 +6,8 @@ import type { ReadableDisk } from '../../device/block-device.ts'
 import { PiecewiseDevice } from '../../device/piecewise-device.ts'
 import type { Piece } from '../../device/piecewise-device.ts'
 import { VarveError } from '../../errors.ts'
-import { MIB, NO_GUID, bytesAt, checksumOf, invalid } from './format.ts'
+import { readPart } from '../table-pages.ts'
+import { MIB, NO_GUID, checksumOf, invalid } from './format.ts'
 import type { VhdxHeader } from './format.ts'
 
 const LOG_BYTES_MAX = 64 << 20
@@ -49,7 +50,7 @@ export async function replayedFile(file: ReadableDisk, { logGuid, logVersion, lo
   if (logVersion !== 0) throw new VarveError('FORMAT_UNSUPPORTED', `VHDX: the version of its log is ${logVersion}, of which only 0 is read`)
   if (logOffset < MIB || logOffset % MIB !== 0 || logBytes % MIB !== 0) throw invalid(`its log at ${logOffset}+${logBytes} is not at whole MiB`)
   if (logBytes > LOG_BYTES_MAX) throw new VarveError('LIMIT_EXCEEDED', `VHDX: its log of ${logBytes} bytes is longer than ${LOG_BYTES_MAX}`)
-  const log = await bytesAt(file, logOffset, logBytes, 'the log')
+  const log = await readPart(file, logOffset, logBytes, 'the log')
   const entries = activeEntries(log, logGuid)
   let sizeBytes = file.sizeBytes
   const writes: LogWrite[] = []

@@ -9,7 +9,8 @@ import type { OpenImageOptions } from '../disk-image.ts'
 import { guidBytes } from '../gpt.ts'
 import { openParent, pathOfWindows } from '../parent-image.ts'
 import { SectorBitmaps } from '../sector-bitmaps.ts'
-import { MIB, SIGNATURE, STATE, bytesAt, chunkBlocksOf, invalid, readHeader, readMetadata, readRegions } from './format.ts'
+import { readPart } from '../table-pages.ts'
+import { MIB, SIGNATURE, STATE, chunkBlocksOf, invalid, readHeader, readMetadata, readRegions } from './format.ts'
 import type { Region, VhdxMetadata } from './format.ts'
 import { replayedFile } from './log.ts'
 
@@ -34,14 +35,14 @@ export async function openVhdx(file: OwnedFile, options: OpenImageOptions = {}):
 }
 
 async function openIdentified(file: OwnedFile, options: OpenImageOptions): Promise<{ device: BlockDevice; id: string }> {
-  const start = await bytesAt(file, 0, SIGNATURE.file.length, 'its identifier')
+  const start = await readPart(file, 0, SIGNATURE.file.length, 'its identifier')
   if (start.toString('latin1') !== SIGNATURE.file) throw invalid('the file does not begin as one')
   const header = await readHeader(file)
   const replayed = await replayedFile(file, header)
   const regions = await readRegions(replayed)
   const metadata = await readMetadata(replayed, regions.metadata)
   const table = await BlockTable.read(replayed, regions.table, metadata)
-  const bitmaps = await readBitmaps(replayed, table, metadata)
+  const bitmaps = new SectorBitmaps(replayed, { placeOf: (block) => table.bitmapOf(block), highBitFirst: false })
   await using opened = new AsyncDisposableStack()
   const parent = metadata.hasParent ? opened.use(await parentDisk(metadata, options)) : undefined
   const parts = opened.move()
@@ -57,10 +58,19 @@ class BlockTable {
   readonly #payload: Uint32Array
   /** By chunk: MiB, 0 if there is none. */
   readonly #bitmaps: Uint32Array
+  /** Payload blocks in a chunk. */
+  readonly #chunkBlocks: number
+  /** Of a payload block in a bitmap. */
+  readonly #bitmapBytes: number
 
-  private constructor(payload: Uint32Array, bitmaps: Uint32Array) {
+  private constructor(payload: Uint32Array, bitmaps: Uint32Array, { blockBytes, sectorBytes }: VhdxMetadata) {
     this.#payload = payload
     this.#bitmaps = bitmaps
+    this.#chunkBlocks = chunkBlocksOf(blockBytes, sectorBytes)
+    this.#bitmapBytes = blockBytes / sectorBytes / 8
+    payload.forEach((_, block) => {
+      if (this.bitmapOf(block) === 0) throw invalid(`block ${block} is there in part, but no sector bitmap says which`)
+    })
   }
 
   static async read(file: ReadableDisk, region: Region, metadata: VhdxMetadata): Promise<BlockTable> {
@@ -75,7 +85,7 @@ class BlockTable {
     const payload = new Uint32Array(blocks)
     const bitmaps = new Uint32Array(chunks)
     for (let at = 0; at < entries * ENTRY_BYTES; at += TABLE_PART_BYTES) {
-      const bytes = await bytesAt(file, region.offset + at, Math.min(TABLE_PART_BYTES, entries * ENTRY_BYTES - at), 'the block allocation table')
+      const bytes = await readPart(file, region.offset + at, Math.min(TABLE_PART_BYTES, entries * ENTRY_BYTES - at), 'the block allocation table')
       for (let entry = 0; entry < bytes.length / ENTRY_BYTES; entry++) {
         const index = at / ENTRY_BYTES + entry
         const chunk = Math.floor(index / (chunkBlocks + 1))
@@ -87,27 +97,21 @@ class BlockTable {
         else if (block < blocks) payload[block] = checkedPayload(state, mib, file.sizeBytes, block, metadata)
       }
     }
-    return new BlockTable(payload, bitmaps)
+    return new BlockTable(payload, bitmaps, metadata)
   }
 
   /** As of BlockDiskOptions. */
   placeOf(block: number): number {
-    const state = this.stateOf(block)
+    const state = this.#payload[block] >>> MIB_BITS
     if (state === STATE.fullyPresent || state === STATE.partiallyPresent) return (this.#payload[block] & MIB_MAX) * MIB
     return state === STATE.notPresent ? PLACE.below : state === STATE.zero ? PLACE.zero : PLACE.hole
   }
 
-  stateOf(block: number): number {
-    return this.#payload[block] >>> MIB_BITS
-  }
-
-  /** Where a chunk's bitmap block is in the file, bytes; 0 if there is none. */
-  bitmapOf(chunk: number): number {
-    return this.#bitmaps[chunk] * MIB
-  }
-
-  get blocks(): number {
-    return this.#payload.length
+  /** As of SectorBitmapsOptions. */
+  bitmapOf(block: number): number {
+    if (this.#payload[block] >>> MIB_BITS !== STATE.partiallyPresent) return -1
+    const mib = this.#bitmaps[Math.floor(block / this.#chunkBlocks)]
+    return mib === 0 ? 0 : mib * MIB + (block % this.#chunkBlocks) * this.#bitmapBytes
   }
 }
 
@@ -124,23 +128,6 @@ function checkedBitmap(state: number, mib: number, fileBytes: number, chunk: num
   if (state === STATE.notPresent) return 0
   if (state !== STATE.fullyPresent || mib === 0 || (mib + 1) * MIB > fileBytes) throw invalid(`the sector bitmap of chunk ${chunk} is in state ${state} at MiB ${mib}, which it cannot be`)
   return mib
-}
-
-/** Bitmaps of the blocks that are there in part. */
-async function readBitmaps(file: ReadableDisk, table: BlockTable, { blockBytes, sectorBytes }: VhdxMetadata): Promise<SectorBitmaps> {
-  const chunkBlocks = chunkBlocksOf(blockBytes, sectorBytes)
-  const bytes = blockBytes / sectorBytes / 8
-  function* places(): Generator<{ block: number; offset: number }, void> {
-    for (let block = 0; block < table.blocks; block++) {
-      if (table.stateOf(block) !== STATE.partiallyPresent) continue
-      const offset = table.bitmapOf(Math.floor(block / chunkBlocks))
-      if (offset === 0) throw invalid(`block ${block} is there in part, but no sector bitmap says which`)
-      yield { block, offset: offset + (block % chunkBlocks) * bytes }
-    }
-  }
-  const bitmaps = new SectorBitmaps({ highBitFirst: false })
-  await bitmaps.load(file, places(), bytes)
-  return bitmaps
 }
 
 async function parentDisk({ locator }: VhdxMetadata, options: OpenImageOptions): Promise<BlockDevice> {

@@ -48,18 +48,19 @@ export function parseDescriptor(bytes: Buffer): VmdkDescriptor {
   const text = decoded(raw)
   const values = new Map<string, string>()
   const extents: VmdkExtentLine[] = []
-  for (const line of text.split(/\r?\n/)) {
-    if (/^\s*(#|$)/.test(line)) continue
-    if (/^\s*(RW|RDONLY|NOACCESS)\s/.test(line)) extents.push(parseExtent(line.trim()))
-    const assignment = /^\s*([\w.]+)\s*=\s*(.*?)\s*$/.exec(line)
-    if (assignment !== null) values.set(assignment[1].toLowerCase(), assignment[2].replace(/^"(.*)"$/, '$1'))
+  for (const untrimmed of text.split('\n')) {
+    const line = untrimmed.trim()
+    const equals = line.indexOf('=')
+    if (line.startsWith('#')) continue
+    if (/^(RW|RDONLY|NOACCESS)\s/.test(line)) extents.push(parseExtent(line))
+    else if (equals > 0) values.set(line.slice(0, equals).trimEnd().toLowerCase(), line.slice(equals + 1).trimStart().replace(/^"(.*)"$/, '$1'))
   }
   return { cid: cidOf(values, 'cid'), parentCid: values.has('parentcid') ? cidOf(values, 'parentcid') : NO_PARENT, parentName: values.get('parentfilenamehint'), extents }
 }
 
 /** Written in the encoding that it names itself. */
 function decoded(bytes: Buffer): string {
-  const label = /^\s*encoding\s*=\s*"?([\w.-]+)"?\s*$/im.exec(bytes.toString('latin1'))?.[1] ?? 'utf-8'
+  const label = /^[ \t]*encoding[ \t]*=[ \t]*"?([\w.-]{1,40})"?/im.exec(bytes.toString('latin1'))?.[1] ?? 'utf-8'
   try {
     return new TextDecoder(label).decode(bytes)
   } catch {

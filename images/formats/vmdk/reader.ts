@@ -27,7 +27,6 @@ export async function openVmdk(file: File, options: OpenImageOptions = {}): Prom
 }
 
 async function open(file: File, options: OpenImageOptions): Promise<{ device: BlockDevice; cid: string }> {
-  if (options.snapshot !== undefined) throw new VarveError('FORMAT_UNSUPPORTED', `snapshots of VMDK are images of their own; open the one of ${JSON.stringify(options.snapshot)}`)
   const magic = (await readPart(file, 0, 4, 'the header')).toString('latin1')
   if (magic === 'COWD') throw extentAlone()
   await using opened = new AsyncDisposableStack()

@@ -11,8 +11,9 @@ import type { CompressedCluster } from '../compressed-clusters.ts'
 import { TablePages, filePiece, readPart } from '../table-pages.ts'
 import { SECTOR_BYTES, VMDK_DESCRIPTOR_BYTES_MAX, checkedBytes, invalid } from './descriptor.ts'
 
-/** Bytes: grains are decompressed whole. */
 const GRAIN_BYTES_MAX = 32 << 20
+/** Of those that are decompressed, whole, when a part is read. */
+const COMPRESSED_GRAIN_BYTES_MAX = 2 << 20
 const TABLE_ENTRIES_MAX = 512
 const COWD_TABLE_ENTRIES = 4096
 const DIRECTORY_BYTES_MAX = 32 << 20
@@ -111,7 +112,8 @@ async function readFooter(file: ReadableDisk): Promise<Buffer> {
 function checkedHeader(header: SparseHeader, entriesMax: number): SparseHeader {
   const { grainBytes, tableEntries } = header
   if (grainBytes === 0 || !Number.isInteger(Math.log2(grainBytes))) throw invalid(`grains of ${grainBytes} bytes`)
-  if (grainBytes > GRAIN_BYTES_MAX) throw new VarveError('LIMIT_EXCEEDED', `VMDK: grains of ${grainBytes} bytes; at most ${GRAIN_BYTES_MAX} are read`)
+  const grainBytesMax = header.compressed ? COMPRESSED_GRAIN_BYTES_MAX : GRAIN_BYTES_MAX
+  if (grainBytes > grainBytesMax) throw new VarveError('LIMIT_EXCEEDED', `VMDK: grains of ${grainBytes} bytes; at most ${grainBytesMax} are read`)
   if (tableEntries === 0 || tableEntries > entriesMax) throw invalid(`grain tables of ${tableEntries} entries`)
   return header
 }
@@ -150,7 +152,7 @@ export class SparseExtent {
     const grain = Math.floor(offset / grainBytes)
     const index = Math.floor(grain / tableEntries)
     const table = this.#directory[index]
-    if (table === 0) return { length: Math.min(length, this.#withoutTable(index) - offset), at: 0, type: 'hole' }
+    if (table === 0) return { length: this.#withoutTable(index, offset, length), at: 0, type: 'hole' }
     const first = grain % tableEntries
     const last = Math.min(tableEntries - 1, first + Math.floor((offset + length - 1) / grainBytes) - grain)
     const entries = this.#tables.at(table * SECTOR_BYTES + first * ENTRY_BYTES, (last - first + 1) * ENTRY_BYTES)
@@ -172,11 +174,12 @@ export class SparseExtent {
     return filePiece(this.#file, { at: start + within, length: run, clusterStart: start, clusterBytes: grainBytes })
   }
 
-  /** End of the span of the disk that has no tables from `index` on. */
-  #withoutTable(index: number): number {
+  /** Bytes from `offset` on, up to `length`, that have no tables. */
+  #withoutTable(index: number, offset: number, length: number): number {
+    const spanBytes = this.#header.tableEntries * this.#header.grainBytes
     let end = index + 1
-    while (end < this.#directory.length && this.#directory[end] === 0) end++
-    return end * this.#header.tableEntries * this.#header.grainBytes
+    while (end * spanBytes < offset + length && this.#directory[end] === 0) end++
+    return Math.min(length, end * spanBytes - offset)
   }
 
   #typeOf(entry: number): 'data' | 'zero' | 'hole' {

@@ -22,7 +22,8 @@ function randomOptions(random: Random, directory: string, name: string, isOverla
   const options = [`compat=${version2 ? '0.10' : '1.1'}`, `cluster_size=${2 ** clusterBits}`]
   if (version2) return { options, compresses: true }
   options.push(`refcount_bits=${random.pick([1, 8, 16, 64])}`)
-  if (random.chance(0.5)) options.push(`compression_type=zstd`)
+  if (random.chance(0.5)) options.push('compression_type=zstd')
+  if (random.chance(0.2)) options.push('lazy_refcounts=on')
   const hasSubclusters = clusterBits >= 14 && random.chance(0.4)
   if (hasSubclusters) options.push('extended_l2=on')
   const dataFile = random.chance(0.2)
