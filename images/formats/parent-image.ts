@@ -4,20 +4,21 @@
 import type { BlockDevice, ReadableDisk } from '../device/block-device.ts'
 import { VarveError, isVarveError } from '../errors.ts'
 import { below } from './disk-image.ts'
-import type { OpenImageOptions } from './disk-image.ts'
+import type { ImageFiles, OpenImage, OpenImageOptions } from './disk-image.ts'
 
-/** An image that was opened: `mismatch` says why it is another than the one that is meant. */
-interface Opened {
-  device: BlockDevice
-  mismatch?: string
+type File = ReadableDisk & AsyncDisposable
+
+export interface ParentFormat {
+  /** Why a file is another than the one that is meant; undefined if it is that. Looks at the file alone, not at what that lies over. */
+  mismatchOf: (file: ReadableDisk) => Promise<string | undefined>
+  open: OpenImage
 }
 
 /**
  * Opens the first of `names` that is the parent.
- * @param open closes nothing if it fails
- * @throws VarveError SOURCE_UNSUPPORTED without a way to open files, SOURCE_INVALID if none is there, LIMIT_EXCEEDED, and what `open` throws
+ * @throws VarveError SOURCE_UNSUPPORTED without a way to open files, SOURCE_INVALID if none is there, LIMIT_EXCEEDED, and what the format's functions throw
  */
-export async function openParent(names: readonly string[], options: OpenImageOptions, open: (file: ReadableDisk & AsyncDisposable, options: OpenImageOptions) => Promise<Opened>): Promise<BlockDevice> {
+export async function openParent(names: readonly string[], options: OpenImageOptions, { mismatchOf, open }: ParentFormat): Promise<BlockDevice> {
   const { files } = options
   const candidates = [...new Set(names)].filter((name) => name !== '')
   if (candidates.length === 0) throw new VarveError('FORMAT_INVALID', 'the image is a differencing one, but does not name its parent')
@@ -25,7 +26,7 @@ export async function openParent(names: readonly string[], options: OpenImageOpt
   const problems: string[] = []
   let cause: unknown
   for (const name of candidates) {
-    let found
+    let found: { file: File; files: ImageFiles }
     try {
       found = await files.open(name)
     } catch (error) {
@@ -36,11 +37,14 @@ export async function openParent(names: readonly string[], options: OpenImageOpt
     }
     await using opened = new AsyncDisposableStack()
     opened.use(found.file)
-    const { device, mismatch } = await open(found.file, below(options, found.files))
+    const mismatch = await mismatchOf(found.file)
+    if (mismatch !== undefined) {
+      problems.push(`${name} is another disk: ${mismatch}`)
+      continue
+    }
+    const device = await open(found.file, below(options, found.files))
     opened.move()
-    if (mismatch === undefined) return device
-    await device[Symbol.asyncDispose]()
-    problems.push(`${name} is another disk: ${mismatch}`)
+    return device
   }
   throw new VarveError('SOURCE_INVALID', `the parent of the image is not there: ${problems.join('; ')}`, { cause })
 }

@@ -23,19 +23,14 @@ type OwnedFile = ReadableDisk & AsyncDisposable
 
 /** The disk inside a VHD image. As OpenImage. */
 export async function openVhd(file: OwnedFile, options: OpenImageOptions = {}): Promise<BlockDevice> {
-  return (await openIdentified(file, options)).device
+  const { footer, endBytes } = await readFooter(file, options)
+  return footer.type === DISK_TYPE.fixed ? fixedDisk(file, footer, endBytes) : dynamicDisk(file, footer, options)
 }
 
 /** @param tail the last 512 bytes of a file. True if it ends as a VHD image; what begins as one may have lost its end, and is one as well. */
 export function endsAsVhd(tail: Uint8Array): boolean {
   const bytes = Buffer.from(tail)
   return footerState(bytes) === 'sound' || footerState(shortFooter(bytes)) === 'sound'
-}
-
-async function openIdentified(file: OwnedFile, options: OpenImageOptions): Promise<{ device: BlockDevice; id: string }> {
-  const { footer, endBytes } = await readFooter(file, options)
-  const device = footer.type === DISK_TYPE.fixed ? fixedDisk(file, footer, endBytes) : await dynamicDisk(file, footer, options)
-  return { device, id: footer.id }
 }
 
 /** The footer at the end, or its copy at the start. Fixed disks have no copy. */
@@ -90,7 +85,7 @@ async function readTable(file: ReadableDisk, { sizeBytes }: VhdFooter, { tableOf
   if (blocks > ENTRIES_MAX) throw new VarveError('LIMIT_EXCEEDED', `VHD: ${blocks} blocks of ${blockBytes} bytes are more than ${ENTRIES_MAX}`)
   if (blocks > entries) throw invalid(`its block allocation table has ${entries} entries, the disk ${blocks} blocks`)
   const bytes = await readPart(file, tableOffset, blocks * 4, 'the block allocation table')
-  const table = new Uint32Array(bytes.swap32().buffer)
+  const table = Uint32Array.from({ length: blocks }, (_, block) => bytes.readUInt32BE(block * 4))
   const bitmapBytes = bitmapBytesOf(blockBytes)
   for (let block = 0; block < blocks; block++) {
     if (table[block] === UNUSED) continue
@@ -112,8 +107,9 @@ async function parentDisk(file: ReadableDisk, header: VhdHeader, options: OpenIm
     }
   }
   names.push(pathOfWindows(header.parentName))
-  return openParent(names, options, async (parent, parentOptions) => {
-    const { device, id } = await openIdentified(parent, parentOptions)
-    return { device, mismatch: id === header.parentId ? undefined : `its unique id is ${id}, that of the parent ${header.parentId}` }
-  })
+  const mismatchOf = async (parent: ReadableDisk): Promise<string | undefined> => {
+    const { id } = (await readFooter(parent, {})).footer
+    return id === header.parentId ? undefined : `its unique id is ${id}, that of the parent ${header.parentId}`
+  }
+  return openParent(names, options, { mismatchOf, open: openVhd })
 }

@@ -10,7 +10,7 @@ import { readPart } from '../table-pages.ts'
 import { MIB, NO_GUID, checksumOf, invalid } from './format.ts'
 import type { VhdxHeader } from './format.ts'
 
-const LOG_BYTES_MAX = 64 << 20
+const LOG_BYTES_MAX = 32 << 20
 /** Writes of the log, in all. */
 const WRITES_MAX = 1 << 18
 const SECTOR_BYTES = 4096
@@ -61,7 +61,7 @@ export async function replayedFile(file: ReadableDisk, { logGuid, logVersion, lo
   }
   for (const write of writes) if (write.bytes !== undefined) sizeBytes = Math.max(sizeBytes, write.end)
   if (!Number.isSafeInteger(sizeBytes)) throw invalid(`its log makes the file ${sizeBytes} bytes long`)
-  return writes.length === 0 ? file : overlaid(file, sizeBytes, writes)
+  return writes.length === 0 && sizeBytes === file.sizeBytes ? file : overlaid(file, sizeBytes, writes)
 }
 
 /** Entries that are replayed, in order: of the sequence whose last entry is the newest, those from its tail on. */

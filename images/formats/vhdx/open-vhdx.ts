@@ -31,14 +31,9 @@ type OwnedFile = ReadableDisk & AsyncDisposable
 
 /** The disk inside a VHDX image. As OpenImage. */
 export async function openVhdx(file: OwnedFile, options: OpenImageOptions = {}): Promise<BlockDevice> {
-  return (await openIdentified(file, options)).device
-}
-
-async function openIdentified(file: OwnedFile, options: OpenImageOptions): Promise<{ device: BlockDevice; id: string }> {
   const start = await readPart(file, 0, SIGNATURE.file.length, 'its identifier')
   if (start.toString('latin1') !== SIGNATURE.file) throw invalid('the file does not begin as one')
-  const header = await readHeader(file)
-  const replayed = await replayedFile(file, header)
+  const replayed = await replayedFile(file, await readHeader(file))
   const regions = await readRegions(replayed)
   const metadata = await readMetadata(replayed, regions.metadata)
   const table = await BlockTable.read(replayed, regions.table, metadata)
@@ -48,8 +43,7 @@ async function openIdentified(file: OwnedFile, options: OpenImageOptions): Promi
   const parts = opened.move()
   parts.use(file)
   const { sizeBytes, blockBytes, sectorBytes } = metadata
-  const device = blockDisk({ file: replayed, sizeBytes, blockBytes, sectorBytes, placeOf: (block) => table.placeOf(block), bitmaps, parent, close: () => parts.disposeAsync() })
-  return { device, id: header.dataWriteGuid }
+  return blockDisk({ file: replayed, sizeBytes, blockBytes, sectorBytes, placeOf: (block) => table.placeOf(block), bitmaps, parent, close: () => parts.disposeAsync() })
 }
 
 /** The block allocation table: a state and a place of each payload block, and the places of bitmap blocks. */
@@ -132,10 +126,11 @@ function checkedBitmap(state: number, mib: number, fileBytes: number, chunk: num
 
 async function parentDisk({ locator }: VhdxMetadata, options: OpenImageOptions): Promise<BlockDevice> {
   const ids = LINKAGE_KEYS.map((key) => idOf(locator.get(key) ?? '')).filter((id) => id !== undefined)
-  return openParent(PATH_KEYS.map((key) => pathOfWindows(locator.get(key) ?? '')), options, async (file, parentOptions) => {
-    const { device, id } = await openIdentified(file, parentOptions)
-    return { device, mismatch: ids.includes(id) ? undefined : `its id is ${id}, that of the parent ${ids.join(' or ')}` }
-  })
+  const mismatchOf = async (file: ReadableDisk): Promise<string | undefined> => {
+    const { dataWriteGuid: id } = await readHeader(file)
+    return ids.includes(id) ? undefined : `its id is ${id}, that of the parent ${ids.join(' or ')}`
+  }
+  return openParent(PATH_KEYS.map((key) => pathOfWindows(locator.get(key) ?? '')), options, { mismatchOf, open: openVhdx })
 }
 
 /** 32 hexadecimal digits of a GUID in text. */

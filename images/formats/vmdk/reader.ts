@@ -23,19 +23,19 @@ interface Extent {
 
 /** As OpenImage of ../disk-image.ts. */
 export async function openVmdk(file: File, options: OpenImageOptions = {}): Promise<BlockDevice> {
-  return (await open(file, options)).device
-}
-
-async function open(file: File, options: OpenImageOptions): Promise<{ device: BlockDevice; cid: string }> {
   const magic = (await readPart(file, 0, 4, 'the header')).toString('latin1')
   if (magic === 'COWD') throw extentAlone()
   await using opened = new AsyncDisposableStack()
-  const { descriptor, extents } = magic === 'KDMV' ? await openSparse(file, options, opened) : await openDescribed(await readPart(file, 0, Math.min(file.sizeBytes, VMDK_DESCRIPTOR_BYTES_MAX), 'the descriptor'), options, opened)
+  const { descriptor, extents } = magic === 'KDMV' ? await openSparse(file, options, opened) : await openDescribed(await readDescriptorFile(file), options, opened)
   const parent = descriptor.parentCid === NO_PARENT ? undefined : opened.use(await openVmdkParent(descriptor, options))
   const parts = opened.move()
   // Last, so that whoever asked still owns the file if anything before failed.
   parts.use(file)
-  return { device: joined(extents, parent, () => parts.disposeAsync()), cid: descriptor.cid }
+  return joined(extents, parent, () => parts.disposeAsync())
+}
+
+function readDescriptorFile(file: ReadableDisk): Promise<Buffer> {
+  return readPart(file, 0, Math.min(file.sizeBytes, VMDK_DESCRIPTOR_BYTES_MAX), 'the descriptor')
 }
 
 function extentAlone(): VarveError {
@@ -91,10 +91,13 @@ async function openExtent(line: VmdkExtentLine, { files, warn }: OpenImageOption
 async function openVmdkParent({ parentCid, parentName }: VmdkDescriptor, options: OpenImageOptions): Promise<BlockDevice> {
   if (parentName === undefined) throw invalid('it lies over another, which it does not name')
   const baseName = parentName.replace(/^.*[\\/]/s, '')
-  return openParent([parentName, pathOfWindows(parentName), baseName], options, async (file, below) => {
-    const { device, cid } = await open(file, below)
-    return { device, mismatch: cid === parentCid ? undefined : `its CID is ${cid}, where the image above says ${parentCid}: one of them was changed by itself` }
-  })
+  const mismatchOf = async (file: ReadableDisk): Promise<string | undefined> => {
+    const isSparse = (await readPart(file, 0, 4, 'the header')).toString('latin1') === 'KDMV'
+    const header = isSparse ? await readSparseHeader(file) : undefined
+    const { cid } = parseDescriptor(header === undefined ? await readDescriptorFile(file) : await readPart(file, header.descriptorOffset, header.descriptorBytes, 'the descriptor'))
+    return cid === parentCid ? undefined : `its CID is ${cid}, where the image above says ${parentCid}: one of them was changed by itself`
+  }
+  return openParent([parentName, pathOfWindows(parentName), baseName], options, { mismatchOf, open: openVmdk })
 }
 
 /** Extents one behind the other. */

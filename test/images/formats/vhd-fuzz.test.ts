@@ -16,7 +16,7 @@ import { contentDigest } from './vhd-judge.ts'
 import { buildVhdx, seal } from './vhdx-builder.ts'
 import type { BuiltBlock } from './vhdx-builder.ts'
 
-const ROUNDS = Number(process.env.VARVE_FUZZ_ROUNDS ?? 400)
+const ROUNDS = Number(process.env.VARVE_FUZZ_ROUNDS ?? 300)
 const MIB = 1 << 20
 const seed = testSeed()
 

@@ -8,6 +8,7 @@ import { FileDevice } from '@varve/images/device/file-device.ts'
 import { MemoryDevice } from '@varve/images/device/memory-device.ts'
 import { computeDifferencingVhd, computeFixedVhd, computeVhd, vhdId } from '@varve/images/formats/vhd/compute-vhd.ts'
 import { openVhd } from '@varve/images/formats/vhd/open-vhd.ts'
+import type { ImageFiles } from '@varve/images/formats/disk-image.ts'
 import type { DiskRange } from '@varve/images/formats/stored-blocks.ts'
 import { Random, testSeed } from '../../random.ts'
 import { assertReadsAlike, qemuImg, writeOut } from './image-judge.ts'
@@ -291,6 +292,24 @@ describe(`differencing VHD images (seed ${seed})`, () => {
     const digest = Buffer.alloc(32, 3)
     await writeOut(await computeDifferencingVhd(new MemoryDevice(4096), { digest, changed: [], parent: { name: 'loop.vhd', id: vhdId(digest) } }), loop)
     await assert.rejects(openVhd(openFile(loop), { files }), { code: 'LIMIT_EXCEEDED' })
+  })
+
+  test('what a wrong parent lies over is not opened', async () => {
+    const directory = newDirectory()
+    const { images } = await randomChain(new Random(seed), directory, 2)
+    const opened: string[] = []
+    const files: ImageFiles = {
+      async open(name) {
+        opened.push(name)
+        return new DirectoryFiles(directory).open(name)
+      },
+    }
+    // Of the parent's name, but with a parent of its own.
+    const wrong = join(directory, 'wrong.vhd')
+    await writeOut(await computeDifferencingVhd(new MemoryDevice(4096), { digest: Buffer.alloc(32, 4), changed: [], parent: { name: 'none.vhd', id: Buffer.alloc(16) } }), wrong)
+    copyFileSync(wrong, images[0])
+    await assert.rejects(openVhd(openFile(images[1]), { files }), { code: 'SOURCE_INVALID', message: /another disk/ })
+    assert.ok(opened.every((name) => name.endsWith('0 é.vhd')), opened.join())
   })
 
   test('a parent is found by each of the names that Windows and macOS give it', async () => {

@@ -218,11 +218,12 @@ function zeroesFrom(disk: MemoryDevice, from: number) {
 const GUIDS = ['11111111-2222-3333-4444-555555555555', '22222222-3333-4444-5555-666666666666', '33333333-4444-5555-6666-777777777777']
 
 /** A chain of built images over one another, and the content that the uppermost shows. */
-function randomChain(random: Random, directory: string, { sectorBytes, states }: { sectorBytes: number; states: number[] }): { images: string[]; content: Buffer } {
+function randomChain(random: Random, directory: string, { sectorBytes, states }: { sectorBytes: number; states: number[] }): { images: string[]; content: Buffer; haveBitmaps: boolean } {
   const blockBytes = random.pick([1, 2]) * MIB
   const sizeBytes = random.between(1, (8 * MIB) / sectorBytes) * sectorBytes
   const content = Buffer.alloc(Math.ceil(sizeBytes / blockBytes) * blockBytes)
   const images: string[] = []
+  let haveBitmaps = true
   for (let index = 0; index < 3; index++) {
     const blocks = new Map<number, BuiltBlock>()
     for (let block = 0; block < content.length / blockBytes; block++) {
@@ -250,8 +251,9 @@ function randomChain(random: Random, directory: string, { sectorBytes, states }:
     const locator = index === 0 ? undefined : { parent_linkage: `{${GUIDS[index - 1]}}`, relative_path: `.\\${index - 1}.vhdx`, absolute_win32_path: `C:\\elsewhere\\${index - 1}.vhdx` }
     writeFileSync(image, buildVhdx({ sizeBytes, blockBytes, sectorBytes, blocks, locator, dataWriteGuid: GUIDS[index] }).bytes)
     images.push(image)
+    haveBitmaps &&= index === 0 || [...blocks.values()].some(({ state }) => state === 7)
   }
-  return { images, content: content.subarray(0, sizeBytes) }
+  return { images, content: content.subarray(0, sizeBytes), haveBitmaps }
 }
 
 describe(`differencing VHDX images (seed ${seed})`, () => {
@@ -260,15 +262,15 @@ describe(`differencing VHDX images (seed ${seed})`, () => {
       const random = new Random(seed + round)
       const directory = newDirectory()
       const sectorBytes = random.pick([512, 4096])
-      // libvhdi reads what is zero, undefined or unmapped in a differencing image from the parent.
       const states = random.pick([[0, 6, 7], [0, 1, 2, 3, 6, 7]])
-      const { images, content } = randomChain(random, directory, { sectorBytes, states })
+      const { images, content, haveBitmaps } = randomChain(random, directory, { sectorBytes, states })
       await using disk = await openVhdx(openFile(images[2]), { files: new DirectoryFiles(directory) })
       const read = Buffer.alloc(disk.sizeBytes)
       await disk.read(read, 0)
       assert.ok(read.equals(content))
       await assertReadsAlike(random, disk, MemoryDevice.of(content))
-      if (states.length === 3) await assertLibvhdiSees(images, disk)
+      // libvhdi reads what is zero, undefined or unmapped in a differencing image from the parent, and takes the start of the file for the bitmaps of one that has none.
+      if (states.length === 3 && haveBitmaps) await assertLibvhdiSees(images, disk)
       rmSync(directory, { recursive: true })
     })
   }
