@@ -76,7 +76,7 @@ async function mount(home: string, what: string, directory: string, ...args: str
   mkdirSync(directory, { recursive: true })
   const child = spawn(launcher, ['mount', what, directory, '--foreground', '--json', '--home', home, ...args], { stdio: ['ignore', 'pipe', 'inherit'] })
   await new Promise<void>((resolve, reject) => {
-    child.stdout!.once('data', () => resolve())
+    child.stdout.once('data', () => resolve())
     child.once('exit', (status) => reject(new Error(`varve mount ${what} ended with ${status}`)))
   })
   return { directory, process: child }

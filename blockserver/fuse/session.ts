@@ -155,13 +155,14 @@ export class Session {
     })
   }
 
-  #answer(unique: number, { head, parts = [], release }: Reply): void {
+  #answer(unique: number, reply: Reply): void {
+    const { head, parts = [] } = reply
     try {
       const length = parts.reduce((sum, part) => sum + part.length, head.length)
       putOutHeader(head, { length, errno: 0, unique })
       writeAnswer(this.#fd, parts.length === 0 ? [head] : [head, ...parts])
     } finally {
-      release?.()
+      reply.release?.()
     }
   }
 

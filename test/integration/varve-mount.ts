@@ -32,7 +32,7 @@ export class VarveMount implements AsyncDisposable {
     let said = ''
     await new Promise<void>((resolve, reject) => {
       child.on('error', reject)
-      child.stdout!.on('data', (bytes: Buffer) => {
+      child.stdout.on('data', (bytes: Buffer) => {
         said += bytes.toString()
         try {
           const { error } = JSON.parse(said) as { error?: unknown }
