@@ -24,6 +24,12 @@ const BUFFERS_KEPT_MAX = 16
 /** Failures that are told. */
 const FAILURES_LOGGED_MAX = 100
 
+/** How often a request is looked for before it is waited for: some 50 us. */
+const TRIES_MAX = 128
+/** Trying is put off for a while when it was of no use more often than not. */
+const CREDIT_MAX = 8
+const CREDIT_RETRY = -64
+
 interface Pending {
   sinceMs: number
 }
@@ -40,6 +46,8 @@ export class Session {
   #request: Buffer
   #stopped = false
   #failures = 0
+  /** Above 0: trying has been of use. */
+  #credit = CREDIT_MAX
   #lookedMs = 0
 
   /** @param fd of /dev/fuse, which the session closes when it ends */
@@ -94,7 +102,7 @@ export class Session {
     const startMs = performance.now()
     this.#failOverdue(startMs)
     for (let served = 0; !this.#stopped; served++) {
-      const length = readRequest(this.#fd, this.#request)
+      const length = served === 0 ? readRequest(this.#fd, this.#request) : this.#next()
       if (length === UNMOUNTED) {
         this.stop()
       } else if (length === NOTHING_YET) {
@@ -104,6 +112,20 @@ export class Session {
         return
       }
     }
+  }
+
+  /** A program that waits for each answer sends its next request sooner than this thread could fall asleep and be woken. */
+  #next(): number {
+    const first = readRequest(this.#fd, this.#request)
+    if (first !== NOTHING_YET || (this.#credit <= 0 && ++this.#credit <= 0)) return first
+    for (let tries = 0; tries < TRIES_MAX; tries++) {
+      const length = readRequest(this.#fd, this.#request)
+      if (length === NOTHING_YET) continue
+      this.#credit = Math.min(CREDIT_MAX, this.#credit + 1)
+      return length
+    }
+    if (--this.#credit === 0) this.#credit = CREDIT_RETRY
+    return NOTHING_YET
   }
 
   /** @returns false if the answer waits for something */
