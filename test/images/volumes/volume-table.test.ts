@@ -192,7 +192,7 @@ describe('logical volumes', () => {
     execFileSync('mke2fs', ['-q', '-F', '-t', 'ext4', '-d', '/etc/apt', source])
     const bytes = fs.readFileSync(source)
     const { view } = table.volumes[4]
-    for (const { offset, diskOffset, length } of view.places(0, bytes.length)) file.write(bytes.subarray(offset, offset + length), diskOffset)
+    for (const { offset, diskOffset, length } of view.places(0, bytes.length)) await file.write(bytes.subarray(offset, offset + length), diskOffset)
     const read = Buffer.alloc(bytes.length)
     await view.read(read, 0)
     assert.ok(read.equals(bytes))

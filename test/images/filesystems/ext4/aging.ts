@@ -218,7 +218,7 @@ export class Aging {
   }
 
   #keepOpen(): void {
-    this.#inFile((fd, path) => {
+    this.#inFile((_, path) => {
       if (this.#open.length === OPEN_MAX) fs.closeSync(this.#open.shift()!)
       const kept = fs.openSync(this.#path(path), 'r+')
       this.#open.push(kept)

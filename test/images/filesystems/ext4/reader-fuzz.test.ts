@@ -16,7 +16,7 @@ import { Kind } from '@varve/images/tree/tree.ts'
 import { Random, testSeed } from '../../../random.ts'
 import { MadeImage, diskOf, idOf } from './made-image.ts'
 
-const ROUNDS = Number(process.env.VARVE_EXT4_ROUNDS ?? 1200)
+const ROUNDS = Number(process.env.VARVE_EXT4_ROUNDS ?? 600)
 const MIB = 2 ** 20
 /** Of a file, of which a hostile one says that it is endless. */
 const READ_BYTES = 1 << 20

@@ -16,7 +16,7 @@ import { checkFilesystem } from '../conformance.ts'
 import { modelOf } from '../model.ts'
 import { Aging } from './aging.ts'
 
-const STEPS = Number(process.env.VARVE_EXT4_STEPS ?? 700)
+const STEPS = Number(process.env.VARVE_EXT4_STEPS ?? 500)
 const MIB = 2 ** 20
 const SETS: readonly string[][] = [
   ['-t', 'ext4'],
