@@ -50,10 +50,8 @@ export async function computeQcow2(disk: BlockDevice): Promise<BlockDevice> {
 export async function computeQcow2Overlay(disk: BlockDevice, { changed, backing }: Qcow2OverlayOptions): Promise<BlockDevice> {
   const clusterBytes = clusterBytesFor(disk.sizeBytes)
   const ranges = Array.from(changed, (range) => wholeClusters(range, clusterBytes, disk.sizeBytes))
-  const shared = Math.min(backing.sizeBytes, disk.sizeBytes)
-  // What only this disk has reads as zeroes where nothing is stored.
-  const added = shared - (shared % clusterBytes)
-  if (shared % clusterBytes !== 0) ranges.push(wholeClusters({ offset: added, length: shared - added }, clusterBytes, disk.sizeBytes))
+  // What only this disk has reads as zeroes where nothing is stored: there it is enough to have its data.
+  const added = Math.floor(Math.min(backing.sizeBytes, disk.sizeBytes) / clusterBytes) * clusterBytes
   return image(disk, {
     clusterBytes,
     data: new StoredBlocks(dataRangesOfAll(disk, [...ranges, { offset: added, length: disk.sizeBytes - added }]), clusterBytes),

@@ -91,16 +91,19 @@ function sparseImage(disk: BlockDevice, { digest, ranges, parent }: SparseOption
   const blockPiece = (rank: number, from: number, length: number): Piece => {
     if (from < PAGE_BYTES - BITMAP_BYTES) return { length: Math.min(length, PAGE_BYTES - BITMAP_BYTES - from), at: 0, type: 'hole' }
     const start = stored.blockAt(rank) * BLOCK_BYTES
-    if (from < PAGE_BYTES) return bytesPiece(bitmapOf(start, ranges(start, Math.min(BLOCK_BYTES, disk.sizeBytes - start))), PAGE_BYTES - BITMAP_BYTES, { offset: from, length })
-    const offset = start + from - PAGE_BYTES
-    const inBlock = Math.min(length, STRIDE_BYTES - from)
-    const inDisk = Math.min(inBlock, disk.sizeBytes - offset)
-    if (inDisk <= 0) return { length: inBlock, at: 0, type: 'hole' }
-    for (const range of ranges(offset, inDisk)) {
-      if (range.offset > offset) return { length: range.offset - offset, at: 0, type: 'hole' }
-      return { length: range.length, source: disk, at: offset }
+    if (from < PAGE_BYTES) {
+      const bitmap = computedTable(BITMAP_BYTES, BITMAP_BYTES, (bytes) => setBits(bytes, start, ranges(start, Math.min(BLOCK_BYTES, disk.sizeBytes - start))))
+      return { length: Math.min(length, PAGE_BYTES - from), source: bitmap, at: from - (PAGE_BYTES - BITMAP_BYTES), type: 'data' }
     }
-    return { length: inDisk, at: 0, type: 'hole' }
+    const offset = start + from - PAGE_BYTES
+    const piece = diskPiece(disk, offset, Math.min(length, STRIDE_BYTES - from))
+    // What is not stored of a disk without a parent are zeroes.
+    if (parent === undefined || piece.source === undefined) return piece
+    for (const range of ranges(offset, piece.length)) {
+      if (range.offset === offset) return { ...piece, length: range.length }
+      return { length: range.offset - offset, at: 0, type: 'hole' }
+    }
+    return { length: piece.length, at: 0, type: 'hole' }
   }
   const locate = (offset: number, length: number): Piece => {
     if (offset < tableOffset) return bytesPiece(head, 0, { offset, length })
@@ -113,14 +116,12 @@ function sparseImage(disk: BlockDevice, { digest, ranges, parent }: SparseOption
   return new PiecewiseDevice({ sizeBytes: blocksEnd + FOOTER_BYTES, locate })
 }
 
-/** Bitmap of the block that starts at `start` of the disk: a bit a sector, the highest of a byte first. */
-function bitmapOf(start: number, ranges: Iterable<DiskRange>): Uint8Array {
-  const bitmap = new Uint8Array(BITMAP_BYTES)
+/** Sets the bits of ranges of the block that starts at `start` of the disk: one a sector, the highest of a byte first. */
+function setBits(bitmap: Uint8Array, start: number, ranges: Iterable<DiskRange>): void {
   for (const { offset, length } of ranges) {
     const end = Math.ceil((offset + length - start) / SECTOR_BYTES)
     for (let sector = Math.floor((offset - start) / SECTOR_BYTES); sector < end; sector++) bitmap[sector >>> 3] |= 0x80 >>> (sector & 7)
   }
-  return bitmap
 }
 
 /** Bytes of the disk in the image: whole sectors. */

@@ -33,10 +33,14 @@ export function writeRandomDisk(random: Random, path: string, options: RandomDis
   return sizeBytes
 }
 
-/** Patches lie anywhere, or on the borders that formats care for, or at the disk's end. */
+/** Where many patches lie, one over another. */
+const BUSY_BYTES = 300_000
+
+/** Patches lie anywhere, or on the borders that formats care for, or at the disk's end, or in its busy part, a third of the way in. */
 export function randomPatch(random: Random, sizeBytes: number): { offset: number; length: number } {
   const unit = random.pick([1, 512, 4096, 65_536, 2 << 20])
-  const offset = random.chance(0.1) ? Math.max(0, sizeBytes - random.between(1, 70_000)) : Math.floor(random.below(sizeBytes) / unit) * unit
+  const anywhere = random.chance(0.6) ? random.below(sizeBytes) : Math.floor(sizeBytes / 3) + random.below(Math.min(sizeBytes, BUSY_BYTES) / 3)
+  const offset = random.chance(0.1) ? Math.max(0, sizeBytes - random.between(1, 70_000)) : Math.floor(anywhere / unit) * unit
   const length = random.pick([random.between(1, 512), 512, 4096, random.between(1, 70_000), 65_536, random.between(1, 500_000)])
   return { offset, length: Math.min(length, sizeBytes - offset) }
 }
