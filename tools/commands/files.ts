@@ -33,6 +33,11 @@ const WHAT = 'NAME[@SNAPSHOT]:PATH, layer:NAME[@N]:PATH, disk:FILE:PATH or dir:D
 const CACHE_BYTES = 64 << 20
 
 export function addFileCommands(program: Command): void {
+  // Whoever reads has seen enough.
+  process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+    if (error.code !== 'EPIPE') throw error
+    process.exit(ExitStatus.failed)
+  })
   program.command('ls').argument('<what>', WHAT).description('list files, without mounting').action(action(async (invocation, what: string) => {
     await withFiles(invocation, what, list)
   }))
