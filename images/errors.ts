@@ -45,6 +45,8 @@ export const ERROR_CODES = [
   'AUTH_FAILED',
   'PROTOCOL_INVALID',
   'CONNECTION_LOST',
+  // mounts
+  'MOUNT_FAILED',
 ] as const
 
 export type ErrorCode = (typeof ERROR_CODES)[number]

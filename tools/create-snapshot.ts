@@ -53,10 +53,24 @@ export async function settledState(home: Home, { cvd, name, signal }: SnapshotOp
     await using disk = await openDisk(home, { cvd, signal })
     await disk.settle(signal)
     const { baseMap } = await home.catalog.cvd(cvd)
-    if (disk.changedRuns(0, disk.device.sizeBytes, 1).every((run) => !run.changed && run.length === disk.device.sizeBytes)) return { map: baseMap!, snapshot: null }
+    if (isUnchanged(disk)) return { map: baseMap!, snapshot: null }
     await disk.snapshot(name)
     await disk.settle(signal)
     return { map: (await home.catalog.snapshot(cvd, name)).map!, snapshot: name }
+  })
+}
+
+/**
+ * Freezes what a CVD that has been started shows now, if anything was written since its base; the snapshot is not settled.
+ * @returns its name, or null if none had to be taken
+ */
+export async function freezeState(home: Home, { cvd, name, signal }: SnapshotOptions & { name: string }): Promise<string | null> {
+  return whenReached(signal, async () => {
+    if ((await requestSnapshot(home, await home.catalog.cvd(cvd), name, signal)) !== undefined) return name
+    await using disk = await openDisk(home, { cvd, signal })
+    if (isUnchanged(disk)) return null
+    await disk.snapshot(name)
+    return name
   })
 }
 
@@ -77,6 +91,11 @@ export async function settledSnapshot(home: Home, { cvd, name, signal }: Snapsho
       await sleep(SETTLING_LOOK_MS, undefined, { signal })
     }
   }
+}
+
+/** Since the map below its overlays. */
+function isUnchanged(disk: CvdDisk): boolean {
+  return disk.changedRuns(0, disk.device.sizeBytes, 1).every((run) => !run.changed && run.length === disk.device.sizeBytes)
 }
 
 function openDisk(home: Home, { cvd, signal }: SnapshotOptions): Promise<CvdDisk> {

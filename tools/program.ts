@@ -7,6 +7,7 @@ import { ExitStatus } from './terminal.ts'
 
 type AddCommands = (program: Command) => void
 
+const fileCommands = async (): Promise<AddCommands> => (await import('./commands/files.ts')).addFileCommands
 const storeCommands = async (): Promise<AddCommands> => (await import('./commands/store.ts')).addStoreCommands
 /** By noun, in the order in which help lists them. */
 const COMMANDS: Record<string, () => Promise<AddCommands>> = {
@@ -19,6 +20,12 @@ const COMMANDS: Record<string, () => Promise<AddCommands>> = {
   agent: async () => (await import('./commands/agent.ts')).addAgentCommands,
   recovery: async () => (await import('./commands/recovery.ts')).addRecoveryCommands,
   restore: async () => (await import('./commands/agent-stream.ts')).addRestoreCommand,
+  ls: fileCommands,
+  cat: fileCommands,
+  cp: fileCommands,
+  find: fileCommands,
+  diff: fileCommands,
+  mount: async () => (await import('./commands/mount.ts')).addMountCommand,
   snapshot: async () => (await import('./commands/snapshot.ts')).addSnapshotCommands,
   bootset: async () => (await import('./commands/bootset.ts')).addBootSetCommands,
   gc: storeCommands,

@@ -3,7 +3,7 @@
  * event loop: a request then costs neither its turn nor its bookkeeping. The event loop is waited for too, has its turn when something happens
  * in it, when a request is up to a promise, and at least every five milliseconds, and gets the connections back when they fall silent.
  */
-import { readFileSync, readdirSync, readlinkSync } from 'node:fs'
+import { eventLoopOf } from '../event-loop.ts'
 import { POLLIN, PollSet } from './socket-calls.ts'
 
 /** Connections of one thread that are served in this way at one time; others are served by the event loop. */
@@ -155,32 +155,4 @@ export class BusyLoop {
     this.drop(member)
     member.givenBack()
   }
-}
-
-/**
- * The descriptor of the event loop that serves a socket: the epoll(7) instance that has it. So poll(2) wakes for what the event loop waits for.
- * @returns -1 if there is none, or it cannot be told
- */
-function eventLoopOf(socketFd: number): number {
-  try {
-    for (const fd of readdirSync('/proc/self/fd')) {
-      if (linkOf(fd) === 'anon_inode:[eventpoll]' && hasSocket(fd, socketFd)) return Number(fd)
-    }
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === undefined) throw error
-  }
-  return -1
-}
-
-function linkOf(fd: string): string {
-  try {
-    return readlinkSync(`/proc/self/fd/${fd}`)
-  } catch {
-    return ''
-  }
-}
-
-/** Lines of proc(5), fdinfo of an epoll descriptor: `tfd: 12 events: ...` */
-function hasSocket(epollFd: string, socketFd: number): boolean {
-  return new RegExp(`^tfd:\\s+${socketFd}\\s`, 'm').test(readFileSync(`/proc/self/fdinfo/${epollFd}`, 'utf8'))
 }

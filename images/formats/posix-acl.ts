@@ -1,5 +1,5 @@
 /**
- * POSIX ACLs: from text, as archives have them, to the value of the extended attribute.
+ * POSIX ACLs: between text, as archives have them, and the value of the extended attribute.
  * Text: POSIX 1003.1e draft 17, section 23.3.1, with star's fourth field for the numeric id. Attribute: include/uapi/linux/posix_acl_xattr.h of Linux.
  */
 import { VarveError } from '../errors.ts'
@@ -39,6 +39,27 @@ export function aclFromText(text: string, options: { isDefault: boolean; idOfNam
     value.writeUInt32LE(id, 8 + index * 8)
   })
   return Uint8Array.from(value)
+}
+
+/** Names of tags as text has them. */
+const TAG_TEXT: Readonly<Record<number, string>> = { [TAG.userObject]: 'user', [TAG.user]: 'user', [TAG.groupObject]: 'group', [TAG.group]: 'group', [TAG.mask]: 'mask', [TAG.other]: 'other' }
+
+/**
+ * Text of the value of an attribute, ids as numbers.
+ * @throws VarveError FORMAT_INVALID
+ */
+export function aclToText(value: Uint8Array): string {
+  const bytes = Buffer.from(value.buffer, value.byteOffset, value.byteLength)
+  const refuse = () => new VarveError('FORMAT_INVALID', 'the extended attribute of an ACL is damaged')
+  if (bytes.length < 4 || bytes.length % 8 !== 4 || bytes.readUInt32LE(0) !== VERSION) throw refuse()
+  const entries: string[] = []
+  for (let at = 4; at < bytes.length; at += 8) {
+    const [tag, permissions, id] = [bytes.readUInt16LE(at), bytes.readUInt16LE(at + 2), bytes.readUInt32LE(at + 4)]
+    if (!(tag in TAG_TEXT)) throw refuse()
+    const rights = ['r', 'w', 'x'].map((letter, index) => ((permissions & (4 >> index)) !== 0 ? letter : '-')).join('')
+    entries.push(`${TAG_TEXT[tag]}:${tag === TAG.user || tag === TAG.group ? id : ''}:${rights}`)
+  }
+  return entries.join(',')
 }
 
 function entryFromText(line: string, idOfName: IdOfName): AclEntry {

@@ -88,7 +88,7 @@ export function defaultSettings(): Settings {
 }
 
 /** An eighth of the memory that there is, or that the process may use; at least 256 MiB, at most 4 GiB. */
-function defaultCacheBytes(): number {
+export function defaultCacheBytes(): number {
   const memory = Math.min(os.totalmem(), process.constrainedMemory() || Infinity)
   return Math.min(CACHE_BYTES_MOST, Math.max(CACHE_BYTES_LEAST, Math.floor(memory / 8 / MEBI) * MEBI))
 }
