@@ -4,6 +4,7 @@ import fs from 'node:fs'
 import { join } from 'node:path'
 import type { Random } from '../../../random.ts'
 
+const COMPRESSED = 0x800
 const FILE_ATTRIBUTES = [0x20, 0x21, 0x22, 0x2020, 0x80]
 const NAME_PARTS = ['ein langer Name', 'Übung', 'файл', '文件', 'x', '😀 smile', 'readme.TXT', '.hidden', 'a b', 'Ünïcödé', 'trailing.', 'ﬀ', 'ΑΒΓ']
 
@@ -13,10 +14,13 @@ export class Aging {
   readonly #root: string
   readonly #directories: string[] = ['']
   readonly #files: string[] = []
+  readonly #changesCompressed: boolean
   #names = 0
 
-  constructor(root: string, random: Random) {
+  /** @param options.changesCompressed compressed files are written to again too, over which the driver damages its volume now and then */
+  constructor(root: string, random: Random, { changesCompressed }: { changesCompressed: boolean }) {
     this.#root = root
+    this.#changesCompressed = changesCompressed
     this.#random = random
     fs.mkdirSync(join(root, 'compressed'))
     setAttributes(join(root, 'compressed'), 0x810)
@@ -39,9 +43,7 @@ export class Aging {
     const kind = random.below(100)
     if (kind < 45 || this.#files.length === 0) this.#create()
     else if (kind < 50) this.#makeDirectory()
-    else if (kind < 60) this.#overwrite(random.pick(this.#files))
-    else if (kind < 68) fs.appendFileSync(this.#path(random.pick(this.#files)), this.#content(random.below(40_000)))
-    else if (kind < 72) fs.truncateSync(this.#path(random.pick(this.#files)), random.below(300_000))
+    else if (kind < 72) this.#change(random.pick(this.#files), kind)
     else if (kind < 78) this.#rename()
     else if (kind < 82) this.#link()
     else if (kind < 85) this.#setTimes()
@@ -83,6 +85,13 @@ export class Aging {
       at = end
     }
     return content
+  }
+
+  #change(path: string, kind: number): void {
+    if (!this.#changesCompressed && (attributesOf(this.#path(path)) & COMPRESSED) !== 0) return
+    if (kind < 60) this.#overwrite(path)
+    else if (kind < 68) fs.appendFileSync(this.#path(path), this.#content(this.#random.below(40_000)))
+    else fs.truncateSync(this.#path(path), this.#random.below(300_000))
   }
 
   #overwrite(path: string): void {
@@ -140,6 +149,10 @@ export class Aging {
 /** Hidden, system, compressed, ...: bits of FILE_ATTRIBUTE. */
 export function setAttributes(path: string, attributes: number): void {
   execFileSync('setfattr', ['-n', 'system.ntfs_attrib_be', '-v', `0x${attributes.toString(16).padStart(8, '0')}`, path])
+}
+
+function attributesOf(path: string): number {
+  return execFileSync('getfattr', ['--only-values', '--absolute-names', '-n', 'system.ntfs_attrib_be', path]).readUInt32BE(0)
 }
 
 /** Deletes every second of many small files, so that what comes next lies in many pieces. */
