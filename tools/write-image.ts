@@ -2,12 +2,13 @@
  * Writes an image out: sparse into a file, which has its name when it is whole and durable, or as a stream to standard output.
  */
 import { randomBytes } from 'node:crypto'
-import { closeSync, existsSync, fsyncSync, linkSync, openSync, renameSync, rmSync } from 'node:fs'
+import { existsSync, linkSync, renameSync, rmSync } from 'node:fs'
 import { once } from 'node:events'
 import path from 'node:path'
 import type { BlockDevice } from '@varve/images/device/block-device.ts'
 import { FileDevice } from '@varve/images/device/file-device.ts'
 import { VarveError } from '@varve/images/errors.ts'
+import { syncPath } from '@varve/images/store/sync-path.ts'
 
 const COPY_BYTES = 1 << 20
 /** Extents that are asked for at a time. */
@@ -56,7 +57,7 @@ export async function writeImageFile(image: BlockDevice, file: string, { force =
         throw (error as NodeJS.ErrnoException).code === 'EEXIST' ? exists(error) : error
       }
     }
-    syncDirectory(path.dirname(file))
+    syncPath(path.dirname(file))
   } finally {
     rmSync(temporary, { force: true })
   }
@@ -73,13 +74,4 @@ export async function writeImageStream(image: BlockDevice, stream: NodeJS.Writab
     onProgress?.(at + part.length)
   }
   return image.sizeBytes
-}
-
-function syncDirectory(directory: string): void {
-  const fd = openSync(directory, 'r')
-  try {
-    fsyncSync(fd)
-  } finally {
-    closeSync(fd)
-  }
 }

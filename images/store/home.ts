@@ -9,6 +9,7 @@ import { VarveError } from '../errors.ts'
 import { Catalog } from './catalog.ts'
 import { packIdOfFile } from './pack-format.ts'
 import { PackStore } from './pack-store.ts'
+import { syncPath } from './sync-path.ts'
 
 /** Newest layout of a home that is understood, and the one that is created. */
 export const HOME_VERSION = 1
@@ -71,7 +72,7 @@ export class Home implements AsyncDisposable {
   /** Makes that directory, durably. */
   makeOverlaysDirectory(cvdId: string): void {
     const made = mkdirSync(this.overlaysDirectory(cvdId), { recursive: true, mode: DIRECTORY_MODE })
-    if (made !== undefined) syncDirectory(join(this.directory, 'overlays'))
+    if (made !== undefined) syncPath(join(this.directory, 'overlays'))
   }
 
   /** Where one overlay stack of a CVD is; its owner makes it. */
@@ -159,8 +160,8 @@ function createHome(directory: string): void {
     fsyncSync(fd)
     closeSync(fd)
     renameSync(temporary, join(directory, VERSION_FILE))
-    syncDirectory(directory)
-    syncDirectory(dirname(directory))
+    syncPath(directory)
+    syncPath(dirname(directory))
     for (const name of readdirSync(directory)) if (isTemporary(name)) removeOld(join(directory, name))
   } catch (cause) {
     throw new VarveError('HOME_INVALID', `no home can be made in ${directory}: ${(cause as Error).message}`, { cause })
@@ -170,7 +171,7 @@ function createHome(directory: string): void {
 /** They are durable before anything in them is: a power cut must not take an overlay with its directory. */
 function makeSubdirectories(home: string): void {
   const made = SUBDIRECTORIES.map((name) => mkdirSync(join(home, name), { recursive: true, mode: DIRECTORY_MODE }))
-  if (made.some((path) => path !== undefined)) syncDirectory(home)
+  if (made.some((path) => path !== undefined)) syncPath(home)
 }
 
 /** With its parents. Node's own way to do so never ends where the kernel allows no directory, as in /proc. */
@@ -192,14 +193,5 @@ function removeOld(file: string): void {
     if (Date.now() - statSync(file).mtimeMs > 60_000) unlinkSync(file)
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error
-  }
-}
-
-function syncDirectory(directory: string): void {
-  const fd = openSync(directory, 'r')
-  try {
-    fsyncSync(fd)
-  } finally {
-    closeSync(fd)
   }
 }

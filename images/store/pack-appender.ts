@@ -10,7 +10,7 @@ import { compressInto } from '../chunk/codec.ts'
 import type { CodecOptions } from '../chunk/codec.ts'
 import type { Digest } from '../chunk/digest.ts'
 import { PACK_BYTES_TARGET, PACK_HEADER_BYTES, PACK_ID_BYTES, RECORD_BYTES_MAX, RECORD_HEADER_BYTES, encodePackHeader, encodeRecordHeader, packFileName } from './pack-format.ts'
-import { syncDirectory } from './pack-index.ts'
+import { syncPath } from './sync-path.ts'
 import type { ChunkRow, PackIndex } from './pack-index.ts'
 
 /** Bytes gathered before they are written. */
@@ -111,7 +111,7 @@ export class PackAppender {
     const packs = [...this.#full]
     if (this.#current !== undefined && this.#current.bytes > this.#current.committedBytes) packs.push(this.#current)
     const synced = packs.map(({ pack, bytes }) => ({ pack, bytes }))
-    if (packs.some((pack) => pack.committedBytes === 0)) syncDirectory(this.#directory)
+    if (packs.some((pack) => pack.committedBytes === 0)) syncPath(this.#directory)
     await Promise.all(packs.map((pack) => pack.syncing ?? fdatasyncAsync(pack.fd)))
     return synced
   }

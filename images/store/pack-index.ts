@@ -2,7 +2,7 @@
  * Pack index: where each chunk lies, in SQLite (`index.db`). All that it knows of chunks can be had again from the packs
  * (verify.ts); leases and marks of a collection live here only. Tables, and who changes what when: docs/formats/pack.md#index.
  */
-import { closeSync, existsSync, fsyncSync, openSync, readdirSync } from 'node:fs'
+import { existsSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import Database from 'better-sqlite3'
 import { CODECS } from '../chunk/codec.ts'
@@ -262,14 +262,4 @@ function translatedError(path: string, error: unknown): unknown {
   if (!(error instanceof Database.SqliteError)) return error
   if (error.code.startsWith('SQLITE_BUSY')) return new VarveError('STORE_LOCKED', `${path} has been locked by another process for ${BUSY_TIMEOUT_MS / 1000} s`, { cause: error })
   return /^SQLITE_(CORRUPT|NOTADB|ERROR|MISMATCH|CONSTRAINT)/.test(error.code) ? invalid(path, error) : error
-}
-
-/** Makes the names in a directory durable. */
-export function syncDirectory(directory: string): void {
-  const fd = openSync(directory, 'r')
-  try {
-    fsyncSync(fd)
-  } finally {
-    closeSync(fd)
-  }
 }

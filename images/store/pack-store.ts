@@ -17,11 +17,12 @@ import { collect } from './collect.ts'
 import type { CollectOptions, CollectReport, Reachable } from './collect.ts'
 import { Lease, StoreLock } from './lease.ts'
 import { RECORD_HEADER_BYTES, decodeRecordHeader, packFileName } from './pack-format.ts'
-import { INDEX_FILE, PackIndex, syncDirectory } from './pack-index.ts'
+import { INDEX_FILE, PackIndex } from './pack-index.ts'
 import type { ChunkPlace } from './pack-index.ts'
 import { readFully } from './pack-scan.ts'
 import { PackWriter } from './pack-writer.ts'
 import type { PackWriterOptions } from './pack-writer.ts'
+import { syncPath } from './sync-path.ts'
 import { rebuildIndex, verify } from './verify.ts'
 import type { VerifyOptions, VerifyReport } from './verify.ts'
 
@@ -250,8 +251,8 @@ function createIndex(directory: string): void {
   if (lock === undefined) return
   try {
     PackIndex.open(directory).close()
-    syncDirectory(directory)
-    syncDirectory(dirname(resolve(directory)))
+    syncPath(directory)
+    syncPath(dirname(resolve(directory)))
   } finally {
     lock[Symbol.dispose]()
   }

@@ -9,7 +9,7 @@ import { Lease } from './lease.ts'
 import { PackAppender } from './pack-appender.ts'
 import { RECORD_BYTES_MAX, RECORD_HEADER_BYTES, packFileName } from './pack-format.ts'
 import type { ChunkRow, PackIndex, PackRow } from './pack-index.ts'
-import { syncDirectory } from './pack-index.ts'
+import { syncPath } from './sync-path.ts'
 import { contentProblem, readFully } from './pack-scan.ts'
 
 /** Bytes that are copied before the old packs go: bounds the space that is needed. */
@@ -86,7 +86,7 @@ export async function repack(directory: string, index: PackIndex, packs: PackRow
 export function retirePacks(directory: string, index: PackIndex, packs: PackRow[], retire: (pack: PackRow) => void): void {
   if (packs.length === 0) return
   for (const pack of packs) retire(pack)
-  syncDirectory(directory)
+  syncPath(directory)
   index.transaction(() => {
     const remove = index.database.prepare('DELETE FROM packs WHERE pack = ?')
     for (const { pack } of packs) remove.run(pack)

@@ -2,17 +2,18 @@
  * Verification and repair of a pack store. Without repair it changes nothing. Repair makes the index say what the packs hold: it takes in what
  * the index does not know, and gives up what cannot be read. docs/formats/pack.md#repair.
  */
-import { closeSync, existsSync, fdatasyncSync, fstatSync, fsyncSync, openSync, readSync, readdirSync, renameSync, rmSync } from 'node:fs'
+import { closeSync, existsSync, fdatasyncSync, fstatSync, openSync, readSync, readdirSync, renameSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { digestToHex } from '../chunk/digest.ts'
 import type { Digest } from '../chunk/digest.ts'
 import { VarveError } from '../errors.ts'
 import { StoreLock, liveLeases } from './lease.ts'
 import { PACK_HEADER_BYTES, packFileName, packHeaderProblem, packIdOfFile } from './pack-format.ts'
-import { INDEX_FILE, PackIndex, syncDirectory } from './pack-index.ts'
+import { INDEX_FILE, PackIndex } from './pack-index.ts'
 import type { ChunkRow, PackRow } from './pack-index.ts'
 import { scanPack } from './pack-scan.ts'
 import { dropRows, repack } from './repack.ts'
+import { syncPath } from './sync-path.ts'
 
 /** Damage that a report lists one by one; the rest is only counted. */
 const DAMAGE_LISTED_MAX = 10_000
@@ -74,11 +75,11 @@ export async function rebuildIndex(directory: string, options: { signal?: AbortS
   } finally {
     index.close()
   }
-  syncFile(temporary)
+  syncPath(temporary)
   // The log of the old index must not be applied to the new one. Stopped in between there is no index, and the next opening says so.
   for (const suffix of ['', '-wal', '-shm']) rmSync(join(directory, INDEX_FILE + suffix), { force: true })
   renameSync(temporary, join(directory, INDEX_FILE))
-  syncDirectory(directory)
+  syncPath(directory)
   return report
 }
 
@@ -202,7 +203,7 @@ class Verification {
     if (recovered.length === 0) return
     // Whoever wrote this may have been killed before it was durable; the index counts on it from now on.
     fdatasyncSync(fd)
-    syncDirectory(this.#directory)
+    syncPath(this.#directory)
     this.#recover(recovered, pack, goodEnd)
   }
 
@@ -306,14 +307,5 @@ function openIfThere(path: string): number | undefined {
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined
     throw error
-  }
-}
-
-function syncFile(path: string): void {
-  const fd = openSync(path, 'r')
-  try {
-    fsyncSync(fd)
-  } finally {
-    closeSync(fd)
   }
 }
