@@ -139,11 +139,15 @@ export class SparseExtent {
   /** @param file borrowed @throws VarveError FORMAT_INVALID, LIMIT_EXCEEDED */
   static async open(file: ReadableDisk, header: SparseHeader): Promise<SparseExtent> {
     const count = Math.ceil(header.sizeBytes / (header.grainBytes * header.tableEntries))
-    if (count * ENTRY_BYTES > DIRECTORY_BYTES_MAX) throw new VarveError('LIMIT_EXCEEDED', `VMDK: a directory of ${count * ENTRY_BYTES} bytes; at most ${DIRECTORY_BYTES_MAX} are read`)
+    checkDirectoryBytes(count * ENTRY_BYTES)
     const bytes = await readPart(file, header.directoryOffset, count * ENTRY_BYTES, 'the grain directory')
     const directory = Uint32Array.from({ length: count }, (_, index) => bytes.readUInt32LE(index * ENTRY_BYTES))
     checkDistinct(directory)
     return new SparseExtent(file, header, directory)
+  }
+
+  get directoryBytes(): number {
+    return this.#directory.byteLength
   }
 
   /** As PiecewiseOptions.locate; a hole is what the parent has. */
@@ -195,6 +199,11 @@ export class SparseExtent {
     const source = this.#compressed.source({ at, length: Math.min(rest, MARKER_BYTES + grainBytes + EXPANSION_BYTES_MAX), contentBytes })
     return { length: Math.min(length, contentBytes - within), source, at: within, type: 'data' }
   }
+}
+
+/** @param directoryBytes of all extents of a disk, as one file may be many of them @throws VarveError LIMIT_EXCEEDED */
+export function checkDirectoryBytes(directoryBytes: number): void {
+  if (directoryBytes > DIRECTORY_BYTES_MAX) throw new VarveError('LIMIT_EXCEEDED', `VMDK: directories of ${directoryBytes} bytes; at most ${DIRECTORY_BYTES_MAX} are read`)
 }
 
 /** A table that is named many times would make a small file a disk with more extents than can be listed. */
