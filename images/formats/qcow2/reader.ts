@@ -8,7 +8,7 @@ import { VarveError } from '../../errors.ts'
 import { below } from '../disk-image.ts'
 import type { OpenImageOptions } from '../disk-image.ts'
 import { openBacking } from '../open-image.ts'
-import { readPart } from '../table-pages.ts'
+import { readPart, repeatedPlace } from '../table-pages.ts'
 import { Clusters, l2EntriesOf, placeOf } from './clusters.ts'
 import { L1_BYTES_MAX, invalid, readQcow2Header } from './header.ts'
 import type { Qcow2Header } from './header.ts'
@@ -67,14 +67,7 @@ async function readL1(file: ReadableDisk, header: Qcow2Header, { l1Entries, l1Of
     l1[index] = placeOf(bytes, index * 8)
     if (l1[index] % clusterBytes !== 0) throw invalid(`the L2 table ${index} is at byte ${l1[index]}, which is not the border of a cluster`)
   }
-  checkDistinct(l1)
+  const twice = repeatedPlace(l1)
+  if (twice !== undefined) throw invalid(`the L2 table at byte ${twice} is used twice`)
   return l1
-}
-
-/** A table that is named many times would make a small file a disk with more extents than can be listed. */
-function checkDistinct(l1: Float64Array): void {
-  const sorted = l1.toSorted()
-  for (let index = 1; index < sorted.length; index++) {
-    if (sorted[index] !== 0 && sorted[index] === sorted[index - 1]) throw invalid(`the L2 table at byte ${sorted[index]} is used twice`)
-  }
 }

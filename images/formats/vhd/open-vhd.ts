@@ -9,7 +9,7 @@ import { PLACE, blockDisk } from '../block-disk.ts'
 import type { OpenImageOptions } from '../disk-image.ts'
 import { openParent, pathOfUrl, pathOfWindows } from '../parent-image.ts'
 import { SectorBitmaps } from '../sector-bitmaps.ts'
-import { readPart } from '../table-pages.ts'
+import { readPart, repeatedPlace } from '../table-pages.ts'
 import { DISK_TYPE, FOOTER_BYTES, HEADER_BYTES, PLATFORM, SECTOR_BYTES, UNUSED, bitmapBytesOf, decodeFooter, decodeHeader, footerState, invalid } from './format.ts'
 import type { VhdFooter, VhdHeader } from './format.ts'
 
@@ -92,6 +92,8 @@ async function readTable(file: ReadableDisk, { sizeBytes }: VhdFooter, { tableOf
     const end = table[block] * SECTOR_BYTES + bitmapBytes + Math.min(blockBytes, sizeBytes - block * blockBytes)
     if (end > file.sizeBytes) throw invalid(`its file has ${file.sizeBytes} bytes, but block ${block} ends at ${end}; the file was cut short, or its block allocation table is damaged`)
   }
+  const twice = repeatedPlace(table, UNUSED)
+  if (twice !== undefined) throw invalid(`two blocks are in sector ${twice}: its block allocation table names it twice`)
   return table
 }
 

@@ -9,7 +9,7 @@ import type { OpenImageOptions } from '../disk-image.ts'
 import { guidBytes } from '../gpt.ts'
 import { openParent, pathOfWindows } from '../parent-image.ts'
 import { SectorBitmaps } from '../sector-bitmaps.ts'
-import { readPart } from '../table-pages.ts'
+import { readPart, repeatedPlace } from '../table-pages.ts'
 import { MIB, SIGNATURE, STATE, chunkBlocksOf, invalid, readHeader, readMetadata, readRegions } from './format.ts'
 import type { Region, VhdxMetadata } from './format.ts'
 import { replayedFile } from './log.ts'
@@ -91,6 +91,8 @@ class BlockTable {
         else if (block < blocks) payload[block] = checkedPayload(state, mib, file.sizeBytes, block, metadata)
       }
     }
+    const twice = repeatedPlace(bitmaps)
+    if (twice !== undefined) throw invalid(`the sector bitmap at MiB ${twice} is used twice`)
     return new BlockTable(payload, bitmaps, metadata)
   }
 

@@ -135,6 +135,15 @@ describe(`VHD images read (seed ${seed})`, () => {
     assert.ok(read.equals(content))
     assert.deepEqual(disk.extents(0, disk.sizeBytes, 2), [{ offset: 0, length: 1024, type: 'data' }, { offset: 1024, length: 512, type: 'hole' }])
   })
+
+  test('a block that is there twice is refused: a small file could claim a disk of more extents than can be listed', async () => {
+    const image = join(newDirectory(), 'image.vhd')
+    await writeOut(await computeVhd(MemoryDevice.of(new Random(seed).bytes(4 << 20))), image)
+    const bytes = readFileSync(image)
+    bytes.copy(bytes, 1540, 1536, 1540)
+    writeFileSync(image, bytes)
+    await assert.rejects(openVhd(openFile(image)), { code: 'FORMAT_INVALID', message: /twice/ })
+  })
 })
 
 describe(`VHD images computed (seed ${seed})`, () => {

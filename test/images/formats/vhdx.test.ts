@@ -275,6 +275,17 @@ describe(`differencing VHDX images (seed ${seed})`, () => {
     })
   }
 
+  test('a sector bitmap of two chunks is refused: a small file could claim a disk of more extents than can be listed', async () => {
+    const image = join(newDirectory(), 'image.vhdx')
+    // Blocks of 1 MiB in a chunk.
+    const chunk = 4096
+    const block: BuiltBlock = { state: 7, bytes: Buffer.alloc(MIB), present: new Set([1, 3]) }
+    const { bytes, table } = buildVhdx({ sizeBytes: (chunk + 1) * MIB, blocks: new Map([[0, block], [chunk, block]]), locator: { parent_linkage: `{${GUIDS[0]}}`, relative_path: 'none.vhdx' } })
+    bytes.copy(bytes, table + (2 * chunk + 1) * 8, table + chunk * 8, table + (chunk + 1) * 8)
+    writeFileSync(image, bytes)
+    await assert.rejects(openVhdx(openFile(image)), { code: 'FORMAT_INVALID', message: /twice/ })
+  })
+
   test('a parent that is missing, is another disk, or may not be opened is told', async () => {
     const directory = newDirectory()
     const files = new DirectoryFiles(directory)
