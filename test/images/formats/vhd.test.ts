@@ -1,9 +1,8 @@
 /** VHD images of QEMU read by us, and ours by QEMU and libvhdi. VARVE_IMAGE_ROUNDS random images each way. */
 import assert from 'node:assert/strict'
-import { copyFileSync, cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { copyFileSync, cpSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { after, describe, test } from 'node:test'
+import { describe, test } from 'node:test'
 import { FileDevice } from '@varve/images/device/file-device.ts'
 import { MemoryDevice } from '@varve/images/device/memory-device.ts'
 import { computeDifferencingVhd, computeFixedVhd, computeVhd, vhdId } from '@varve/images/formats/vhd/compute-vhd.ts'
@@ -11,6 +10,7 @@ import { openVhd } from '@varve/images/formats/vhd/open-vhd.ts'
 import type { ImageFiles } from '@varve/images/formats/disk-image.ts'
 import type { DiskRange } from '@varve/images/formats/stored-blocks.ts'
 import { Random, testSeed } from '../../random.ts'
+import { imageDirectories, openFile } from './image-directories.ts'
 import { assertReadsAlike, assertSameDisk, qemuImg, qemuSizeBytes, writeOut } from './image-judge.ts'
 import { changeWithQemuIo, randomPatch, writeRandomDisk } from './random-disk.ts'
 import { DirectoryFiles, assertLibvhdiSees, assertSectorsAre, contentDigest } from './vhd-judge.ts'
@@ -18,19 +18,7 @@ import { DirectoryFiles, assertLibvhdiSees, assertSectorsAre, contentDigest } fr
 const ROUNDS = Number(process.env.VARVE_IMAGE_ROUNDS ?? 40)
 const DISK = { sizeBytesMax: 24 << 20 }
 const seed = testSeed()
-const root = mkdtempSync(join(tmpdir(), 'varve-vhd-'))
-after(() => rmSync(root, { recursive: true }))
-
-let directories = 0
-function newDirectory(): string {
-  const directory = join(root, String(directories++))
-  mkdirSync(directory)
-  return directory
-}
-
-function openFile(path: string): FileDevice {
-  return FileDevice.open({ path, readOnly: true })
-}
+const newDirectory = imageDirectories('vhd')
 
 /** Puts a footer's checksum right, after a change. */
 function reseal(footer: Buffer): void {

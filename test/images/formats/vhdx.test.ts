@@ -1,15 +1,15 @@
 /** VHDX images of QEMU, and built ones, read by us; ours read by QEMU and libvhdi. VARVE_IMAGE_ROUNDS random images each way. Logs: vhdx-log.test.ts. */
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { after, describe, test } from 'node:test'
+import { describe, test } from 'node:test'
 import { FileDevice } from '@varve/images/device/file-device.ts'
 import { MemoryDevice } from '@varve/images/device/memory-device.ts'
 import { computeVhdx } from '@varve/images/formats/vhdx/compute-vhdx.ts'
 import { openVhdx } from '@varve/images/formats/vhdx/open-vhdx.ts'
 import { Random, testSeed } from '../../random.ts'
+import { imageDirectories, openFile } from './image-directories.ts'
 import { assertReadsAlike, assertSameDisk, qemuImg, qemuSizeBytes, writeOut } from './image-judge.ts'
 import { changeWithQemuIo, writeRandomDisk } from './random-disk.ts'
 import { DirectoryFiles, assertLibvhdiSees, contentDigest } from './vhd-judge.ts'
@@ -20,19 +20,7 @@ const ROUNDS = Number(process.env.VARVE_IMAGE_ROUNDS ?? 40)
 const DISK = { sizeBytesMax: 24 << 20 }
 const MIB = 1 << 20
 const seed = testSeed()
-const root = mkdtempSync(join(tmpdir(), 'varve-vhdx-'))
-after(() => rmSync(root, { recursive: true }))
-
-let directories = 0
-function newDirectory(): string {
-  const directory = join(root, String(directories++))
-  mkdirSync(directory)
-  return directory
-}
-
-function openFile(path: string): FileDevice {
-  return FileDevice.open({ path, readOnly: true })
-}
+const newDirectory = imageDirectories('vhdx')
 
 describe(`VHDX images read (seed ${seed})`, () => {
   for (let round = 0; round < ROUNDS; round++) {
