@@ -7,6 +7,7 @@ import { PiecewiseDevice } from '../../device/piecewise-device.ts'
 import type { Piece, PiecewiseOptions } from '../../device/piecewise-device.ts'
 import { VarveError } from '../../errors.ts'
 import type { OpenImageOptions } from '../disk-image.ts'
+import { lastUpTo } from '../ordered-keys.ts'
 import { openParent, pathOfWindows } from '../parent-image.ts'
 import { readPart } from '../table-pages.ts'
 import { NO_PARENT, VMDK_DESCRIPTOR_BYTES_MAX, checkedBytes, invalid, parseDescriptor, SECTOR_BYTES } from './descriptor.ts'
@@ -118,6 +119,7 @@ function joined(extents: readonly Extent[], parent: BlockDevice | undefined): Pi
   })
   let current = 0
   function locate(offset: number, length: number): Piece {
+    // An empty extent has the start of the next.
     if (offset < starts[current] || offset >= starts[current] + extents[current].sizeBytes) current = lastUpTo(starts, offset)
     const start = starts[current]
     const extent = extents[current]
@@ -126,16 +128,4 @@ function joined(extents: readonly Extent[], parent: BlockDevice | undefined): Pi
     return { length: Math.min(piece.length, parent.sizeBytes - offset), source: parent, at: offset }
   }
   return { sizeBytes, locate }
-}
-
-/** Number of the last extent that does not start behind `offset`: an empty one has the start of the next. */
-function lastUpTo(starts: Float64Array, offset: number): number {
-  let low = 0
-  let high = starts.length
-  while (high - low > 1) {
-    const middle = (low + high) >>> 1
-    if (starts[middle] <= offset) low = middle
-    else high = middle
-  }
-  return low
 }
