@@ -3,7 +3,7 @@
  */
 import { realpathSync, readFileSync, statSync } from 'node:fs'
 import path from 'node:path'
-import { InvalidArgumentError, Option } from 'commander'
+import { InvalidArgumentError } from 'commander'
 import type { Command } from 'commander'
 import { importDiskLayer } from '@varve/composer/import/import-disk-layer.ts'
 import type { DiskFigures } from '@varve/composer/import/import-disk-layer.ts'
@@ -12,13 +12,13 @@ import type { Ranges } from '@varve/images/blockmap/ranges.ts'
 import type { ReadableDisk } from '@varve/images/device/block-device.ts'
 import { VarveError, isVarveError } from '@varve/images/errors.ts'
 import { CHANGED_LIST_BYTES_MAX, parseChangedList } from '@varve/images/formats/changed-list.ts'
-import { DISK_FORMATS } from '@varve/images/formats/disk-image.ts'
-import type { DiskFormat } from '@varve/images/formats/disk-image.ts'
 import { openImage } from '@varve/images/formats/open-image.ts'
 import { changedAbove } from '@varve/images/formats/qcow2/backing-chain.ts'
 import type { Layer, LayerKind } from '@varve/images/store/catalog.ts'
 import type { Home } from '@varve/images/store/home.ts'
 import { formatLayerName } from '@varve/images/store/names.ts'
+import { withImageOptions } from './image-options.ts'
+import type { ImageOptions } from './image-options.ts'
 import type { Invocation } from './invocation.ts'
 import { layerDocument } from './names.ts'
 import { openNbdDisk } from './nbd-disk.ts'
@@ -30,10 +30,8 @@ const FILE_LABEL = 'disk.file'
 const PROBLEMS_PRINTED = 20
 
 /** As commander gives them. */
-export interface DiskImportOptions {
+export interface DiskImportOptions extends ImageOptions {
   workers?: number
-  format?: DiskFormat
-  allow?: string[]
   keepFree?: boolean
   reread?: boolean
   base?: string
@@ -42,10 +40,7 @@ export interface DiskImportOptions {
 }
 
 export function withDiskImportOptions(command: Command): Command {
-  return command
-    .option('--workers <number>', 'threads that read, hash and compress; default: one for each processor, 4 at most', parseWorkers)
-    .addOption(new Option('--format <format>', 'of a disk image; default: found in its content').choices(DISK_FORMATS))
-    .option('--allow <directory...>', 'besides its own, directories in which a disk image may name backing files')
+  return withImageOptions(command.option('--workers <number>', 'threads that read, hash and compress; default: one for each processor, 4 at most', parseWorkers))
     .option('--keep-free', 'of a disk, keep what is in free space')
     .option('--base <layer>', 'an earlier state of the disk, NAME@N; default: the latest version of the layer that is a disk')
     .option('--changed <file>', 'what of the disk has changed since that: a list of ranges (docs/formats/changed-list.md)')

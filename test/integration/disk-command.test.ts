@@ -4,7 +4,7 @@
  */
 import assert from 'node:assert/strict'
 import { execFileSync, spawn, spawnSync } from 'node:child_process'
-import { existsSync, readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import test, { after, before, describe } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -146,6 +146,31 @@ describe('disks by the command', () => {
     const raw = scratch.join('chain.raw')
     varve(home, ['export', 'layer:chain', raw, '--format', 'raw'])
     assertSame(top, 'qcow2', raw)
+  })
+
+  test('a backing file that lies elsewhere is opened where its directory is allowed, and a format that is said is believed', () => {
+    const [apart, own] = [scratch.join('apart'), scratch.join('own')]
+    for (const directory of [apart, own]) mkdirSync(directory)
+    const [base, top] = [path.join(apart, 'base.qcow2'), path.join(own, 'top.qcow2')]
+    qemuImg('convert', '-f', 'raw', '-O', 'qcow2', disk, base)
+    qemuImg('create', '-q', '-f', 'qcow2', '-b', base, '-F', 'qcow2', top)
+    const commands = [
+      ['ls', `disk:${top}:/`],
+      ['cat', `disk:${top}:/file-1`, '--length', '0'],
+      ['cp', `disk:${top}:/file-1`, own],
+      ['find', `disk:${top}:/`],
+      ['diff', `disk:${top}`, `disk:${base}`],
+      ['layer', 'import', 'elsewhere', `disk:${top}`, '--kind', 'base'],
+      ['cvd', 'import', 'elsewhere-cvd', `disk:${top}`],
+    ]
+    for (const command of commands) {
+      const { error } = varve(home, command, { expect: 1 }).json
+      assert.equal(error.code, 'SOURCE_INVALID', command.join(' '))
+      assert.match(error.message, /not below its own directory/)
+      varve(home, [...command, '--allow', apart])
+    }
+    assert.ok(existsSync(path.join(own, 'file-1')))
+    assert.equal(varve(home, ['ls', `disk:${base}:/`, '--format', 'raw'], { expect: 1 }).json.error.code, 'NOT_FOUND')
   })
 
   test('of an NBD server with a dirty bitmap, what is dirty is read', async () => {
