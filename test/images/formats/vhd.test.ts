@@ -309,6 +309,27 @@ describe(`differencing VHD images (seed ${seed})`, () => {
     assert.ok(opened.every((name) => name.endsWith('0 é.vhd')), opened.join())
   })
 
+  test('a file that is no image does not keep the parent from being found by another of its names', async () => {
+    const directory = newDirectory()
+    const { images, raws } = await randomChain(new Random(seed), directory, 2)
+    cpSync(images[0], join(directory, 'base.vhd'))
+    const bytes = readFileSync(images[1])
+    const header = bytes.subarray(512, 1536)
+    // The locator leads to what is none.
+    header.fill(0, 64, 576).set(Buffer.from('base.vhd', 'utf16le').swap16(), 64)
+    header.writeUInt32BE(0, 36)
+    header.writeUInt32BE(~header.reduce((sum, byte) => sum + byte, 0) >>> 0, 36)
+    writeFileSync(images[1], bytes)
+    writeFileSync(images[0], Buffer.alloc(4096, 'text'))
+    await using model = openFile(raws[1])
+    {
+      await using disk = await openVhd(openFile(images[1]), { files: new DirectoryFiles(directory) })
+      assert.equal(await contentDigest(disk), await contentDigest(model))
+    }
+    rmSync(join(directory, 'base.vhd'))
+    await assert.rejects(openVhd(openFile(images[1]), { files: new DirectoryFiles(directory) }), { code: 'SOURCE_INVALID', message: /0 é\.vhd is another disk: VHD: there is no footer/ })
+  })
+
   test('a parent is found by each of the names that Windows and macOS give it', async () => {
     const directory = newDirectory()
     const { images, raws } = await randomChain(new Random(seed), directory, 2)
