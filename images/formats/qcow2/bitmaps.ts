@@ -9,12 +9,12 @@ import { checkedOffset, invalid, readQcow2Header } from './header.ts'
 import type { Qcow2Header } from './header.ts'
 
 /** As in QEMU. */
-export const BITMAPS_MAX = 65_535
+const BITMAPS_MAX = 65_535
 const DIRECTORY_BYTES_MAX = 64 << 20
 const GRANULARITY_BITS_MIN = 9
 const GRANULARITY_BITS_MAX = 31
 /** Ranges that are told of one bitmap. */
-export const BITMAP_RANGES_MAX = 1 << 22
+const BITMAP_RANGES_MAX = 1 << 22
 
 const ENTRY_BYTES = 24
 const DIRTY_TRACKING = 1

@@ -5,7 +5,7 @@
 import type { BlockDevice, ReadableDisk } from '../../device/block-device.ts'
 import { VarveError } from '../../errors.ts'
 import { PLACE, blockDisk } from '../block-disk.ts'
-import type { OpenImageOptions } from '../disk-image.ts'
+import type { ImageFile, OpenImageOptions } from '../disk-image.ts'
 import { guidBytes } from '../gpt.ts'
 import { openParent, pathOfWindows } from '../parent-image.ts'
 import { SectorBitmaps } from '../sector-bitmaps.ts'
@@ -27,10 +27,8 @@ const STATES: readonly number[] = Object.values(STATE)
 const PATH_KEYS = ['relative_path', 'volume_path', 'absolute_win32_path']
 const LINKAGE_KEYS = ['parent_linkage', 'parent_linkage2']
 
-type OwnedFile = ReadableDisk & AsyncDisposable
-
 /** The disk inside a VHDX image. As OpenImage. */
-export async function openVhdx(file: OwnedFile, options: OpenImageOptions = {}): Promise<BlockDevice> {
+export async function openVhdx(file: ImageFile, options: OpenImageOptions = {}): Promise<BlockDevice> {
   const start = await readPart(file, 0, SIGNATURE.file.length, 'its identifier')
   if (start.toString('latin1') !== SIGNATURE.file) throw invalid('the file does not begin as one')
   const replayed = await replayedFile(file, await readHeader(file))

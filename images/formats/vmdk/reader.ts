@@ -6,15 +6,13 @@ import type { BlockDevice, ReadableDisk } from '../../device/block-device.ts'
 import { PiecewiseDevice } from '../../device/piecewise-device.ts'
 import type { Piece, PiecewiseOptions } from '../../device/piecewise-device.ts'
 import { VarveError } from '../../errors.ts'
-import type { OpenImageOptions } from '../disk-image.ts'
+import type { ImageFile, OpenImageOptions } from '../disk-image.ts'
 import { lastUpTo } from '../ordered-keys.ts'
 import { openParent, pathOfWindows } from '../parent-image.ts'
 import { readPart } from '../table-pages.ts'
 import { NO_PARENT, VMDK_DESCRIPTOR_BYTES_MAX, checkedBytes, invalid, parseDescriptor, SECTOR_BYTES } from './descriptor.ts'
 import type { VmdkDescriptor, VmdkExtentLine } from './descriptor.ts'
 import { SparseExtent, checkDirectoryBytes, readCowdHeader, readSparseHeader } from './sparse-extent.ts'
-
-type File = ReadableDisk & AsyncDisposable
 
 /** A part of the disk; a hole in it is what the parent has. */
 interface Extent {
@@ -25,7 +23,7 @@ interface Extent {
 }
 
 /** As OpenImage of ../disk-image.ts. */
-export async function openVmdk(file: File, options: OpenImageOptions = {}): Promise<BlockDevice> {
+export async function openVmdk(file: ImageFile, options: OpenImageOptions = {}): Promise<BlockDevice> {
   const magic = (await readPart(file, 0, 4, 'the header')).toString('latin1')
   if (magic === 'COWD') throw extentAlone()
   await using opened = new AsyncDisposableStack()
@@ -52,7 +50,7 @@ interface Described {
 }
 
 /** One file that has its descriptor inside. */
-async function openSparse(file: File, options: OpenImageOptions, opened: AsyncDisposableStack): Promise<Described> {
+async function openSparse(file: ImageFile, options: OpenImageOptions, opened: AsyncDisposableStack): Promise<Described> {
   const header = await readSparseHeader(file)
   if (header.descriptorOffset === 0) throw extentAlone()
   const descriptor = parseDescriptor(await readPart(file, header.descriptorOffset, header.descriptorBytes, 'the descriptor'))
