@@ -10,10 +10,12 @@ import type { DiskFigures } from '@varve/composer/import/import-disk-layer.ts'
 import type { DiskSource } from '@varve/composer/import/source.ts'
 import type { Ranges } from '@varve/images/blockmap/ranges.ts'
 import type { ReadableDisk } from '@varve/images/device/block-device.ts'
+import { FileDevice } from '@varve/images/device/file-device.ts'
 import { VarveError, isVarveError } from '@varve/images/errors.ts'
 import { CHANGED_LIST_BYTES_MAX, parseChangedList } from '@varve/images/formats/changed-list.ts'
 import { openImage } from '@varve/images/formats/open-image.ts'
 import { changedAbove } from '@varve/images/formats/qcow2/backing-chain.ts'
+import { readQcow2Bitmap } from '@varve/images/formats/qcow2/bitmaps.ts'
 import type { Layer, LayerKind } from '@varve/images/store/catalog.ts'
 import type { Home } from '@varve/images/store/home.ts'
 import { formatLayerName } from '@varve/images/store/names.ts'
@@ -44,7 +46,7 @@ export function withDiskImportOptions(command: Command): Command {
     .option('--keep-free', 'of a disk, keep what is in free space')
     .option('--base <layer>', 'an earlier state of the disk, NAME@N; default: the latest version of the layer that is a disk')
     .option('--changed <file>', 'what of the disk has changed since that: a list of ranges (docs/formats/changed-list.md)')
-    .option('--bitmap <name>', 'the same, from a dirty bitmap of the NBD server')
+    .option('--bitmap <name>', 'the same, from a dirty bitmap of the NBD server or the qcow2 image')
     .option('--reread', 'of a disk, read files too whose inodes are as they were')
 }
 
@@ -102,11 +104,19 @@ async function openSource(source: DiskSource, { format, allow, bitmap, changed: 
     const disk = await openNbdDisk(source.uri, { bitmap, signal: invocation.signal })
     return { disk, changed: changed ?? disk.changed, text: `nbd:${source.uri}`, [Symbol.asyncDispose]: () => disk[Symbol.asyncDispose]() }
   }
-  if (bitmap !== undefined) throw new VarveError('SOURCE_INVALID', '--bitmap is for nbd:URI')
-  const image = await openImage(source.path, { format, allow, warn: (message) => invocation.note(message) })
+  await using opened = new AsyncDisposableStack()
+  const image = opened.use(await openImage(source.path, { format, allow, warn: (message) => invocation.note(message) }))
+  if (bitmap !== undefined && image.format !== 'qcow2') throw new VarveError('SOURCE_INVALID', `--bitmap is for nbd:URI and qcow2 images, not for ${image.format}`)
+  const told = bitmap === undefined ? changed : await readBitmap(source.path, bitmap)
   const state = fileState(source.path)
-  const since = changed === undefined && base === undefined && reread !== true && image.format === 'qcow2' ? await sinceImport(home, source.path) : { changed }
-  return { disk: image.disk, ...since, text: `disk:${path.resolve(source.path)}`, labels: state === undefined ? {} : { [FILE_LABEL]: state }, [Symbol.asyncDispose]: () => image[Symbol.asyncDispose]() }
+  const since = told === undefined && base === undefined && reread !== true && image.format === 'qcow2' ? await sinceImport(home, source.path) : { changed: told }
+  const parts = opened.move()
+  return { disk: image.disk, ...since, text: `disk:${path.resolve(source.path)}`, labels: state === undefined ? {} : { [FILE_LABEL]: state }, [Symbol.asyncDispose]: () => parts.disposeAsync() }
+}
+
+async function readBitmap(file: string, name: string): Promise<Ranges> {
+  await using opened = FileDevice.open({ path: file, readOnly: true })
+  return await readQcow2Bitmap(opened, name)
 }
 
 /** What a qcow2 image has written over one that was imported, and is still as it was then. */

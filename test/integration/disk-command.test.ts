@@ -173,6 +173,22 @@ describe('disks by the command', () => {
     assert.equal(varve(home, ['ls', `disk:${base}:/`, '--format', 'raw'], { expect: 1 }).json.error.code, 'NOT_FOUND')
   })
 
+  test('of a qcow2 image with a dirty bitmap, what is dirty is read', () => {
+    const [image, raw] = [scratch.join('bitmap.qcow2'), scratch.join('bitmap.raw')]
+    qemuImg('convert', '-f', 'raw', '-O', 'qcow2', disk, image)
+    const first = ['layer', 'import', 'bitmap', `disk:${image}`, '--kind', 'base', '--keep-free']
+    varve(home, first)
+    qemuImg('bitmap', '--add', image, 'since')
+    execFileSync('qemu-io', ['-f', 'qcow2', '-c', 'write -P 7 20M 10k', image], { stdio: 'ignore' })
+    const { json } = varve(home, [...first, '--bitmap', 'since'])
+    assert.equal(json.base, 'bitmap@1')
+    assert.ok(json.bytesRead > 0 && json.bytesRead <= MIB, `${json.bytesRead} bytes were read`)
+    varve(home, ['export', 'layer:bitmap', raw, '--format', 'raw'])
+    assertSame(image, 'qcow2', raw)
+    assert.equal(varve(home, [...first, '--bitmap', 'never'], { expect: 1 }).json.error.code, 'NOT_FOUND')
+    assert.equal(varve(home, ['layer', 'import', 'bitmap', `disk:${raw}`, '--kind', 'base', '--bitmap', 'since'], { expect: 1 }).json.error.code, 'SOURCE_INVALID')
+  })
+
   test('of an NBD server with a dirty bitmap, what is dirty is read', async () => {
     const image = scratch.join('dirty.qcow2')
     qemuImg('convert', '-f', 'raw', '-O', 'qcow2', disk, image)
