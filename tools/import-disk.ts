@@ -3,22 +3,24 @@
  */
 import { realpathSync, readFileSync, statSync } from 'node:fs'
 import path from 'node:path'
-import { InvalidArgumentError, Option } from 'commander'
+import { InvalidArgumentError } from 'commander'
 import type { Command } from 'commander'
 import { importDiskLayer } from '@varve/composer/import/import-disk-layer.ts'
 import type { DiskFigures } from '@varve/composer/import/import-disk-layer.ts'
 import type { DiskSource } from '@varve/composer/import/source.ts'
 import type { Ranges } from '@varve/images/blockmap/ranges.ts'
 import type { ReadableDisk } from '@varve/images/device/block-device.ts'
+import { FileDevice } from '@varve/images/device/file-device.ts'
 import { VarveError, isVarveError } from '@varve/images/errors.ts'
 import { CHANGED_LIST_BYTES_MAX, parseChangedList } from '@varve/images/formats/changed-list.ts'
-import { DISK_FORMATS } from '@varve/images/formats/disk-image.ts'
-import type { DiskFormat } from '@varve/images/formats/disk-image.ts'
 import { openImage } from '@varve/images/formats/open-image.ts'
 import { changedAbove } from '@varve/images/formats/qcow2/backing-chain.ts'
+import { readQcow2Bitmap } from '@varve/images/formats/qcow2/bitmaps.ts'
 import type { Layer, LayerKind } from '@varve/images/store/catalog.ts'
 import type { Home } from '@varve/images/store/home.ts'
 import { formatLayerName } from '@varve/images/store/names.ts'
+import { withImageOptions } from './image-options.ts'
+import type { ImageOptions } from './image-options.ts'
 import type { Invocation } from './invocation.ts'
 import { layerDocument } from './names.ts'
 import { openNbdDisk } from './nbd-disk.ts'
@@ -30,10 +32,8 @@ const FILE_LABEL = 'disk.file'
 const PROBLEMS_PRINTED = 20
 
 /** As commander gives them. */
-export interface DiskImportOptions {
+export interface DiskImportOptions extends ImageOptions {
   workers?: number
-  format?: DiskFormat
-  allow?: string[]
   keepFree?: boolean
   reread?: boolean
   base?: string
@@ -42,14 +42,11 @@ export interface DiskImportOptions {
 }
 
 export function withDiskImportOptions(command: Command): Command {
-  return command
-    .option('--workers <number>', 'threads that read, hash and compress; default: one for each processor, 4 at most', parseWorkers)
-    .addOption(new Option('--format <format>', 'of a disk image; default: found in its content').choices(DISK_FORMATS))
-    .option('--allow <directory...>', 'besides its own, directories in which a disk image may name backing files')
+  return withImageOptions(command.option('--workers <number>', 'threads that read, hash and compress; default: one for each processor, 4 at most', parseWorkers))
     .option('--keep-free', 'of a disk, keep what is in free space')
     .option('--base <layer>', 'an earlier state of the disk, NAME@N; default: the latest version of the layer that is a disk')
     .option('--changed <file>', 'what of the disk has changed since that: a list of ranges (docs/formats/changed-list.md)')
-    .option('--bitmap <name>', 'the same, from a dirty bitmap of the NBD server')
+    .option('--bitmap <name>', 'the same, from a dirty bitmap of the NBD server or the qcow2 image')
     .option('--reread', 'of a disk, read files too whose inodes are as they were')
 }
 
@@ -107,11 +104,19 @@ async function openSource(source: DiskSource, { format, allow, bitmap, changed: 
     const disk = await openNbdDisk(source.uri, { bitmap, signal: invocation.signal })
     return { disk, changed: changed ?? disk.changed, text: `nbd:${source.uri}`, [Symbol.asyncDispose]: () => disk[Symbol.asyncDispose]() }
   }
-  if (bitmap !== undefined) throw new VarveError('SOURCE_INVALID', '--bitmap is for nbd:URI')
-  const image = await openImage(source.path, { format, allow, warn: (message) => invocation.note(message) })
+  await using opened = new AsyncDisposableStack()
+  const image = opened.use(await openImage(source.path, { format, allow, warn: (message) => invocation.note(message) }))
+  if (bitmap !== undefined && image.format !== 'qcow2') throw new VarveError('SOURCE_INVALID', `--bitmap is for nbd:URI and qcow2 images, not for ${image.format}`)
+  const told = bitmap === undefined ? changed : await readBitmap(source.path, bitmap)
   const state = fileState(source.path)
-  const since = changed === undefined && base === undefined && reread !== true && image.format === 'qcow2' ? await sinceImport(home, source.path) : { changed }
-  return { disk: image.disk, ...since, text: `disk:${path.resolve(source.path)}`, labels: state === undefined ? {} : { [FILE_LABEL]: state }, [Symbol.asyncDispose]: () => image[Symbol.asyncDispose]() }
+  const since = told === undefined && base === undefined && reread !== true && image.format === 'qcow2' ? await sinceImport(home, source.path) : { changed: told }
+  const parts = opened.move()
+  return { disk: image.disk, ...since, text: `disk:${path.resolve(source.path)}`, labels: state === undefined ? {} : { [FILE_LABEL]: state }, [Symbol.asyncDispose]: () => parts.disposeAsync() }
+}
+
+async function readBitmap(file: string, name: string): Promise<Ranges> {
+  await using opened = FileDevice.open({ path: file, readOnly: true })
+  return await readQcow2Bitmap(opened, name)
 }
 
 /** What a qcow2 image has written over one that was imported, and is still as it was then. */

@@ -18,6 +18,11 @@ export class RangesBuilder {
   #starts = new Float64Array(64)
   #ends = new Float64Array(64)
 
+  /** Ranges that are kept until `build`: a little more than it gives if they do not come in order. */
+  get count(): number {
+    return this.#count
+  }
+
   add(offset: number, length: number): void {
     if (length <= 0) return
     const last = this.#count - 1

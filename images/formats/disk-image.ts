@@ -9,6 +9,9 @@ import type { BlockDevice, ReadableDisk } from '../device/block-device.ts'
 export const DISK_FORMATS = ['raw', 'vhd', 'vhdx', 'vmdk', 'qcow2'] as const
 export type DiskFormat = (typeof DISK_FORMATS)[number]
 
+/** A file of an image, closed by whoever owns it. */
+export type ImageFile = ReadableDisk & AsyncDisposable
+
 /** Opens another file that an image names: its parent, its backing file, its extents. */
 export interface ImageFiles {
   /**
@@ -16,7 +19,7 @@ export interface ImageFiles {
    * @returns the file, owned by whoever asked, and how to open what it names
    * @throws VarveError SOURCE_INVALID if it cannot be opened, or may not be
    */
-  open(name: string): Promise<{ file: ReadableDisk & AsyncDisposable; files: ImageFiles }>
+  open(name: string): Promise<{ file: ImageFile; files: ImageFiles }>
 }
 
 /** Longest chain of images over one another, the upper one included. */
@@ -50,7 +53,7 @@ export function below(options: OpenImageOptions, files: ImageFiles): OpenImageOp
  * As extents are told at once, reads of the file's tables must complete at once, too: those of files do. Reads of its data need not.
  * @throws VarveError FORMAT_INVALID, FORMAT_UNSUPPORTED, LIMIT_EXCEEDED, SOURCE_INVALID, SOURCE_UNSUPPORTED
  */
-export type OpenImage = (file: ReadableDisk & AsyncDisposable, options?: OpenImageOptions) => Promise<BlockDevice>
+export type OpenImage = (file: ImageFile, options?: OpenImageOptions) => Promise<BlockDevice>
 
 /** Read-only file that holds `disk` in a format; the same disk gives the same bytes. It borrows the disk, which must not change. */
 export type ComputeImage = (disk: BlockDevice) => Promise<BlockDevice>

@@ -11,7 +11,7 @@ import { CHAIN_MAX } from './disk-image.ts'
 import type { ImageFiles } from './disk-image.ts'
 
 /** Files that one image may be made of: enough for 2 TiB in parts of 2 GiB. */
-export const IMAGE_FILES_MAX = 1024 + CHAIN_MAX
+const IMAGE_FILES_MAX = 1024 + CHAIN_MAX
 const NAME_BYTES_MAX = 4096
 
 /** A file, and what tells it from all others of this machine. */

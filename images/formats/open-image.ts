@@ -4,7 +4,7 @@
 import { dirname } from 'node:path'
 import type { BlockDevice, ReadableDisk } from '../device/block-device.ts'
 import { VarveError } from '../errors.ts'
-import type { DiskFormat, OpenImage, OpenImageOptions } from './disk-image.ts'
+import type { DiskFormat, ImageFile, OpenImage, OpenImageOptions } from './disk-image.ts'
 import { LocalImageFiles, openLocalFile } from './local-image-files.ts'
 import { openQcow2 } from './qcow2/reader.ts'
 import { openRaw } from './raw.ts'
@@ -12,8 +12,6 @@ import { endsAsVhd, openVhd } from './vhd/open-vhd.ts'
 import { openVhdx } from './vhdx/open-vhdx.ts'
 import { isVmdk } from './vmdk/descriptor.ts'
 import { openVmdk } from './vmdk/reader.ts'
-
-type File = ReadableDisk & AsyncDisposable
 
 const OPENERS: Record<DiskFormat, OpenImage> = { raw: openRaw, vhd: openVhd, vhdx: openVhdx, vmdk: openVmdk, qcow2: openQcow2 }
 
@@ -74,7 +72,7 @@ export async function openImage(path: string, { format, allow = [], snapshot, wa
  * @param format as the image states it; if it does not, it is found in the content
  * @throws VarveError as `openImage`
  */
-export async function openBacking(file: File, format: string | undefined, options: OpenImageOptions): Promise<BlockDevice> {
+export async function openBacking(file: ImageFile, format: string | undefined, options: OpenImageOptions): Promise<BlockDevice> {
   const known = format === undefined ? await detectFormat(file) : (BACKING_FORMATS[format] ?? (format as DiskFormat))
   if (!Object.hasOwn(OPENERS, known)) throw new VarveError('FORMAT_UNSUPPORTED', `the image lies over one of format ${JSON.stringify(format)}, which is not read; convert it with 'qemu-img convert -O qcow2'`)
   return OPENERS[known](file, options)

@@ -4,9 +4,7 @@
 import type { BlockDevice, ReadableDisk } from '../device/block-device.ts'
 import { VarveError, isVarveError } from '../errors.ts'
 import { below } from './disk-image.ts'
-import type { ImageFiles, OpenImage, OpenImageOptions } from './disk-image.ts'
-
-type File = ReadableDisk & AsyncDisposable
+import type { ImageFile, ImageFiles, OpenImage, OpenImageOptions } from './disk-image.ts'
 
 export interface ParentFormat {
   /** Why a file is another than the one that is meant; undefined if it is that. Looks at the file alone, not at what that lies over. */
@@ -26,7 +24,7 @@ export async function openParent(names: readonly string[], options: OpenImageOpt
   const problems: string[] = []
   let cause: unknown
   for (const name of candidates) {
-    let found: { file: File; files: ImageFiles }
+    let found: { file: ImageFile; files: ImageFiles }
     try {
       found = await files.open(name)
     } catch (error) {
@@ -37,7 +35,11 @@ export async function openParent(names: readonly string[], options: OpenImageOpt
     }
     await using opened = new AsyncDisposableStack()
     opened.use(found.file)
-    const mismatch = await mismatchOf(found.file)
+    const mismatch = await mismatchOf(found.file).catch((error: unknown) => {
+      // A file of that name that is no such image: another name may lead to the right one.
+      if (isVarveError(error, 'FORMAT_INVALID', 'FORMAT_UNSUPPORTED')) return error.message
+      throw error
+    })
     if (mismatch !== undefined) {
       problems.push(`${name} is another disk: ${mismatch}`)
       continue

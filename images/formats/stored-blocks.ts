@@ -4,6 +4,8 @@
  */
 import type { BlockDevice, ExtentType } from '../device/block-device.ts'
 import { ChangedRuns } from '../device/changed-runs.ts'
+import type { Piece } from '../device/piecewise-device.ts'
+import { lastUpTo } from './ordered-keys.ts'
 
 /** Extents of a disk that are looked at together. */
 const EXTENTS_AT_ONCE = 256
@@ -68,8 +70,18 @@ export class StoredBlocks {
 
   /** The block at a place, below `count`. */
   blockAt(rank: number): number {
-    const index = lastUpTo(this.#ranks, rank, 1)
+    const index = lastUpTo(this.#ranks, rank)
     return this.#runs[2 * index] + rank - this.#ranks[index]
+  }
+
+  /** Where the stored blocks stand one behind the other, in order: bytes from `offset` on. What the last block has behind the disk's end is a hole. */
+  piece(disk: BlockDevice, offset: number, length: number): Piece {
+    const rank = Math.floor(offset / this.#blockBytes)
+    const index = lastUpTo(this.#ranks, rank)
+    const at = offset + (this.#runs[2 * index] - this.#ranks[index]) * this.#blockBytes
+    const runLength = Math.min(length, this.#runs[2 * index + 1] * this.#blockBytes - at)
+    if (at >= disk.sizeBytes) return { length: runLength, at: 0, type: 'hole' }
+    return { length: Math.min(runLength, disk.sizeBytes - at), source: disk, at }
   }
 
   /** What is stored of blocks `first` .. `end` - 1, in order. */
@@ -89,16 +101,4 @@ export class StoredBlocks {
       yield { offset: from, length: Math.min(end, (first + count) * this.#blockBytes) - from }
     }
   }
-}
-
-/** Number of the last key that is not above `key`, -1 if there is none. @param step keys are at every so many places */
-function lastUpTo(keys: Float64Array, key: number, step: number): number {
-  let low = -1
-  let high = keys.length / step
-  while (high - low > 1) {
-    const middle = (low + high) >>> 1
-    if (keys[middle * step] <= key) low = middle
-    else high = middle
-  }
-  return low
 }

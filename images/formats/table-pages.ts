@@ -70,6 +70,15 @@ export function filePiece(file: ReadableDisk, { at, length, clusterStart, cluste
   return { length: Math.min(length, clusterStart + clusterBytes - at), at: 0, type: 'zero' }
 }
 
+/**
+ * The first place that is among `places` twice. A table, or a block with its bitmap, that is named many times would make a small file a disk with more extents than can be listed.
+ * @param none stands for no place
+ */
+export function repeatedPlace(places: Float64Array | Uint32Array, none = 0): number | undefined {
+  const sorted = places.toSorted()
+  return sorted.find((place, index) => index > 0 && place !== none && place === sorted[index - 1])
+}
+
 function checkPart(file: ReadableDisk, offset: number, length: number, what: string): void {
   if (offset + length > file.sizeBytes) throw new VarveError('FORMAT_INVALID', `the image is cut short: ${what} at byte ${offset} is behind its end, byte ${file.sizeBytes}`)
 }

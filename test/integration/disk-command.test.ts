@@ -4,7 +4,7 @@
  */
 import assert from 'node:assert/strict'
 import { execFileSync, spawn, spawnSync } from 'node:child_process'
-import { existsSync, readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import test, { after, before, describe } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -146,6 +146,47 @@ describe('disks by the command', () => {
     const raw = scratch.join('chain.raw')
     varve(home, ['export', 'layer:chain', raw, '--format', 'raw'])
     assertSame(top, 'qcow2', raw)
+  })
+
+  test('a backing file that lies elsewhere is opened where its directory is allowed, and a format that is said is believed', () => {
+    const [apart, own] = [scratch.join('apart'), scratch.join('own')]
+    for (const directory of [apart, own]) mkdirSync(directory)
+    const [base, top] = [path.join(apart, 'base.qcow2'), path.join(own, 'top.qcow2')]
+    qemuImg('convert', '-f', 'raw', '-O', 'qcow2', disk, base)
+    qemuImg('create', '-q', '-f', 'qcow2', '-b', base, '-F', 'qcow2', top)
+    const commands = [
+      ['ls', `disk:${top}:/`],
+      ['cat', `disk:${top}:/file-1`, '--length', '0'],
+      ['cp', `disk:${top}:/file-1`, own],
+      ['find', `disk:${top}:/`],
+      ['diff', `disk:${top}`, `disk:${base}`],
+      ['layer', 'import', 'elsewhere', `disk:${top}`, '--kind', 'base'],
+      ['cvd', 'import', 'elsewhere-cvd', `disk:${top}`],
+    ]
+    for (const command of commands) {
+      const { error } = varve(home, command, { expect: 1 }).json
+      assert.equal(error.code, 'SOURCE_INVALID', command.join(' '))
+      assert.match(error.message, /not below its own directory/)
+      varve(home, [...command, '--allow', apart])
+    }
+    assert.ok(existsSync(path.join(own, 'file-1')))
+    assert.equal(varve(home, ['ls', `disk:${base}:/`, '--format', 'raw'], { expect: 1 }).json.error.code, 'NOT_FOUND')
+  })
+
+  test('of a qcow2 image with a dirty bitmap, what is dirty is read', () => {
+    const [image, raw] = [scratch.join('bitmap.qcow2'), scratch.join('bitmap.raw')]
+    qemuImg('convert', '-f', 'raw', '-O', 'qcow2', disk, image)
+    const first = ['layer', 'import', 'bitmap', `disk:${image}`, '--kind', 'base', '--keep-free']
+    varve(home, first)
+    qemuImg('bitmap', '--add', image, 'since')
+    execFileSync('qemu-io', ['-f', 'qcow2', '-c', 'write -P 7 20M 10k', image], { stdio: 'ignore' })
+    const { json } = varve(home, [...first, '--bitmap', 'since'])
+    assert.equal(json.base, 'bitmap@1')
+    assert.ok(json.bytesRead > 0 && json.bytesRead <= MIB, `${json.bytesRead} bytes were read`)
+    varve(home, ['export', 'layer:bitmap', raw, '--format', 'raw'])
+    assertSame(image, 'qcow2', raw)
+    assert.equal(varve(home, [...first, '--bitmap', 'never'], { expect: 1 }).json.error.code, 'NOT_FOUND')
+    assert.equal(varve(home, ['layer', 'import', 'bitmap', `disk:${raw}`, '--kind', 'base', '--bitmap', 'since'], { expect: 1 }).json.error.code, 'SOURCE_INVALID')
   })
 
   test('of an NBD server with a dirty bitmap, what is dirty is read', async () => {

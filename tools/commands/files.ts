@@ -23,6 +23,8 @@ import type { FilterOptions } from '../files/file-filter.ts'
 import { openFiles } from '../files/open-files.ts'
 import type { OpenedFiles } from '../files/open-files.ts'
 import { writeTar } from '../files/tar-out.ts'
+import { withImageOptions } from '../image-options.ts'
+import type { ImageOptions } from '../image-options.ts'
 import { action } from '../invocation.ts'
 import type { Invocation } from '../invocation.ts'
 import { parseSize } from '../size.ts'
@@ -38,32 +40,32 @@ export function addFileCommands(program: Command): void {
     if (error.code !== 'EPIPE') throw error
     process.exit(ExitStatus.failed)
   })
-  program.command('ls').argument('<what>', WHAT).description('list files, without mounting').action(action(async (invocation, what: string) => {
-    await withFiles(invocation, what, list)
+  withImageOptions(program.command('ls').argument('<what>', WHAT)).description('list files, without mounting').action(action(async (invocation, what: string, options: ImageOptions) => {
+    await withFiles(invocation, what, options, list)
   }))
 
-  program.command('cat').argument('<what>', WHAT).option('--offset <size>', 'from this byte on', '0').option('--length <size>', 'so many bytes at most')
+  withImageOptions(program.command('cat').argument('<what>', WHAT).option('--offset <size>', 'from this byte on', '0').option('--length <size>', 'so many bytes at most'))
     .description('write a file to standard output')
-    .action(action(async (invocation, what: string, options: { offset: string; length?: string }) => {
+    .action(action(async (invocation, what: string, options: ImageOptions & { offset: string; length?: string }) => {
       const [offset, length] = [sizeOf(options.offset), options.length === undefined ? Infinity : sizeOf(options.length)]
-      await withFiles(invocation, what, (_, opened, path) => cat(opened, path, { offset, length, signal: invocation.signal }))
+      await withFiles(invocation, what, options, (_, opened, path) => cat(opened, path, { offset, length, signal: invocation.signal }))
     }))
 
-  program.command('cp').argument('<what>', WHAT).argument('<target>', 'a directory, or - for a tar archive on standard output')
+  withImageOptions(program.command('cp').argument('<what>', WHAT).argument('<target>', 'a directory, or - for a tar archive on standard output'))
     .description('copy files with all their attributes, as cp -a does; into an empty directory what a directory holds if PATH ends with a slash')
-    .action(action(async (invocation, what: string, target: string) => {
-      await withFiles(invocation, what, (_, opened, path) => (target === '-' ? archive(invocation, opened, path) : copy(invocation, opened, path, target)))
+    .action(action(async (invocation, what: string, target: string, options: ImageOptions) => {
+      await withFiles(invocation, what, options, (_, opened, path) => (target === '-' ? archive(invocation, opened, path) : copy(invocation, opened, path, target)))
     }))
 
-  program.command('find').argument('<what>', `${WHAT}; NAME@*:PATH looks through all snapshots of a CVD, and what it shows now`)
+  withImageOptions(program.command('find').argument('<what>', `${WHAT}; NAME@*:PATH looks through all snapshots of a CVD, and what it shows now`)
     .option('--name <pattern>', 'names like this; * and ? stand for others').option('--type <letters>', 'of f, d, l, b, c, p, s')
     .option('--size <size>', '+SIZE for larger, -SIZE for smaller, e.g. +10M').option('--newer <time>', 'changed since; a date and time, or a duration such as 7d')
-    .option('--older <time>', 'not changed since')
-    .description('find files').action(action(async (invocation, what: string, options: FilterOptions) => {
+    .option('--older <time>', 'not changed since'))
+    .description('find files').action(action(async (invocation, what: string, options: FilterOptions & ImageOptions) => {
       await find(invocation, what, options)
     }))
 
-  program.command('diff').argument('<before>', 'NAME[@SNAPSHOT], layer:NAME[@N], disk:FILE or dir:DIRECTORY').argument('<after>', 'likewise')
+  withImageOptions(program.command('diff').argument('<before>', 'NAME[@SNAPSHOT], layer:NAME[@N], disk:FILE or dir:DIRECTORY').argument('<after>', 'likewise'))
     .description('what changed between two, file by file; exit status 3 if anything did').action(action(diff))
 }
 
@@ -73,15 +75,16 @@ function sizeOf(text: string): number {
   return bytes
 }
 
-async function withFiles(invocation: Invocation, what: string, use: (invocation: Invocation, opened: OpenedFiles, path: string) => Promise<void>): Promise<void> {
+async function withFiles(invocation: Invocation, what: string, options: ImageOptions, use: (invocation: Invocation, opened: OpenedFiles, path: string) => Promise<void>): Promise<void> {
   const { of, path } = splitPath(what)
   await using home = await invocation.openHome()
-  await using opened = await openFor(invocation, home, of)
+  await using opened = await openFor(invocation, home, of, options)
   await use(invocation, opened, path)
 }
 
-function openFor(invocation: Invocation, home: Home, of: string): Promise<OpenedFiles> {
-  return openFiles(of, { home, cache: ChunkCache.create({ bytesMax: CACHE_BYTES }), log: openLog('warn'), signal: invocation.signal })
+function openFor(invocation: Invocation, home: Home, of: string, { format, allow }: ImageOptions): Promise<OpenedFiles> {
+  const image = { format, allow, warn: (message: string) => invocation.note(message) }
+  return openFiles(of, { home, image, cache: ChunkCache.create({ bytesMax: CACHE_BYTES }), log: openLog('warn'), signal: invocation.signal })
 }
 
 async function list(invocation: Invocation, { files }: OpenedFiles, path: string): Promise<void> {
@@ -145,7 +148,7 @@ function tellFigures(invocation: Invocation, figures: CopyFigures, done: string)
   if (leftOut.length > 0) invocation.finish(ExitStatus.failed)
 }
 
-async function find(invocation: Invocation, what: string, options: FilterOptions): Promise<void> {
+async function find(invocation: Invocation, what: string, options: FilterOptions & ImageOptions): Promise<void> {
   const wanted = fileFilter(options)
   const { of, path } = splitPath(what)
   await using home = await invocation.openHome()
@@ -153,7 +156,7 @@ async function find(invocation: Invocation, what: string, options: FilterOptions
   const names = cvd === undefined ? [of] : [...(await home.catalog.snapshots(cvd)).map(({ name }) => `${cvd}@${name}`), cvd]
   const documents: unknown[] = []
   for (const name of names) {
-    await using opened = await openFor(invocation, home, name)
+    await using opened = await openFor(invocation, home, name, options)
     const start = await resolvePath(opened.files, path).catch((error: unknown) => {
       // Not every snapshot has the path.
       if (names.length > 1 && error instanceof VarveError && error.code === 'NOT_FOUND') return undefined
@@ -172,10 +175,10 @@ async function find(invocation: Invocation, what: string, options: FilterOptions
   invocation.result(documents, '')
 }
 
-async function diff(invocation: Invocation, before: string, after: string): Promise<void> {
+async function diff(invocation: Invocation, before: string, after: string, options: ImageOptions): Promise<void> {
   await using home = await invocation.openHome()
-  await using left = await openFor(invocation, home, before)
-  await using right = await openFor(invocation, home, after)
+  await using left = await openFor(invocation, home, before, options)
+  await using right = await openFor(invocation, home, after, options)
   const changes: { path: string; change: string; what: string[] }[] = []
   const signs = { added: '+', removed: '-', changed: '~' }
   for await (const { path, change, what } of diffFiles(left, right, { signal: invocation.signal })) {

@@ -7,23 +7,24 @@ import type { Command } from 'commander'
 import { openLog } from '@varve/blockserver/log.ts'
 import { clearMount, isDead, mountDirectory, mountOn, MOUNT_TYPE } from '@varve/blockserver/fuse/mount-point.ts'
 import { VarveError } from '@varve/images/errors.ts'
+import { withImageOptions } from '../image-options.ts'
+import type { ImageOptions } from '../image-options.ts'
 import { action } from '../invocation.ts'
 import type { Invocation } from '../invocation.ts'
 
-interface Options {
+interface Options extends ImageOptions {
   disk?: boolean
   foreground?: boolean
   allowOther?: boolean
   clear?: boolean
 }
 
-
 export function addMountCommand(program: Command): void {
-  program.command('mount').argument('<what>', 'NAME, NAME@SNAPSHOT, layer:NAME[@N] or disk:FILE; with --clear the directory').argument('[directory]')
+  withImageOptions(program.command('mount').argument('<what>', 'NAME, NAME@SNAPSHOT, layer:NAME[@N] or disk:FILE; with --clear the directory').argument('[directory]')
     .option('--disk', 'the disk itself as a file in each format; disk.raw of a CVD can be written to')
     .option('--foreground', 'stay until it is unmounted; otherwise the command ends when the files are there, and a process in the background serves them')
     .option('--allow-other', 'other users see it too; who is not root needs user_allow_other in /etc/fuse.conf')
-    .option('--clear', 'unmount whatever varve mounted on the directory, also after its process was killed')
+    .option('--clear', 'unmount whatever varve mounted on the directory, also after its process was killed'))
     .description('look at the files of a CVD, snapshot or layer; its snapshots are directories named @SNAPSHOT')
     .action(action(async (invocation, what: string, directory: string | undefined, options: Options) => {
       if (options.clear === true) clear(invocation, directory ?? what)
@@ -61,6 +62,7 @@ async function serve(invocation: Invocation, what: string, directory: string, op
   await using home = await invocation.openHome()
   await mountFiles(what, {
     directory, home, log, signal: invocation.signal, disk: options.disk === true, allowOther: options.allowOther === true,
+    image: { format: options.format, allow: options.allow, warn: (message) => invocation.note(message) },
     mounted: () => {
       invocation.result({ mounted: what, directory, pid: process.pid }, `${what} is mounted on ${directory}; umount ${directory} ends it`)
     },

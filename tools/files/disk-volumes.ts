@@ -8,7 +8,6 @@ import { SPECIAL_MIN } from '@varve/images/blockmap/extent-columns.ts'
 import { VarveError } from '@varve/images/errors.ts'
 import type { FileNode, VolumeFilesystem } from '@varve/images/filesystems/filesystem.ts'
 import { openFilesystem } from '@varve/images/filesystems/open-filesystem.ts'
-import { openImage } from '@varve/images/formats/open-image.ts'
 import { readVolumes } from '@varve/images/volumes/volume-table.ts'
 import type { Volume } from '@varve/images/volumes/volume-table.ts'
 import type { FilesystemVolume } from '@varve/blockserver/fuse/mounted-filesystem.ts'
@@ -83,10 +82,4 @@ async function contentKey({ map }: MapDevice, { view }: Pick<Volume, 'view'>, fi
   }
   if (end < sizeBytes) words.push(`hole ${sizeBytes - end}`)
   return words.join(',')
-}
-
-/** The disk in an image of any format that Varve reads. @throws as openImage */
-export async function openImageDisk(file: string): Promise<{ device: BlockDevice } & AsyncDisposable> {
-  const image = await openImage(file)
-  return { device: image.disk, [Symbol.asyncDispose]: () => image[Symbol.asyncDispose]() }
 }

@@ -4,9 +4,11 @@
 import type { MountedFilesystem } from '@varve/blockserver/fuse/mounted-filesystem.ts'
 import { DirectoryFilesystem } from '@varve/images/filesystems/directory-filesystem.ts'
 import type { FileNode } from '@varve/images/filesystems/filesystem.ts'
+import { openImage } from '@varve/images/formats/open-image.ts'
+import type { OpenImageFileOptions } from '@varve/images/formats/open-image.ts'
 import { TreeFilesystem } from '@varve/images/filesystems/tree-filesystem.ts'
 import { readLayerTree } from '../names.ts'
-import { openImageDisk, openVolume } from './disk-volumes.ts'
+import { openVolume } from './disk-volumes.ts'
 import { parseFilesReference } from './file-reference.ts'
 import type { FilesReference } from './file-reference.ts'
 import { openCurrentDisk, openSnapshotDisk } from './looked-at.ts'
@@ -22,15 +24,20 @@ export interface OpenedFiles extends ReadFiles, AsyncDisposable {
   readonly name: string
 }
 
+export interface FilesParts extends DiskParts {
+  /** How a disk image is opened, if the files are in one. */
+  image?: OpenImageFileOptions
+}
+
 /** Opens the files that `text` names. @throws VarveError NAME_INVALID, NOT_FOUND, FORMAT_INVALID, FORMAT_UNSUPPORTED, and what opening a CVD throws */
-export async function openFiles(text: string, parts: DiskParts): Promise<OpenedFiles> {
+export async function openFiles(text: string, parts: FilesParts): Promise<OpenedFiles> {
   await using opened = new AsyncDisposableStack()
   const read = await openRead(parseFilesReference(text), parts, opened)
   const stack = opened.move()
   return { ...read, name: text, [Symbol.asyncDispose]: () => stack[Symbol.asyncDispose]() }
 }
 
-async function openRead(reference: FilesReference, parts: DiskParts, opened: AsyncDisposableStack): Promise<ReadFiles> {
+async function openRead(reference: FilesReference, parts: FilesParts, opened: AsyncDisposableStack): Promise<ReadFiles> {
   const { home, cache } = parts
   switch (reference.kind) {
     case 'layer': {
@@ -45,7 +52,7 @@ async function openRead(reference: FilesReference, parts: DiskParts, opened: Asy
       return openVolume(device, undefined)
     }
     case 'disk':
-      return openVolume(opened.use(await openImageDisk(reference.file)).device, reference.volume)
+      return openVolume(opened.use(await openImage(reference.file, parts.image)).disk, reference.volume)
     case 'directory':
       return { files: new DirectoryFilesystem(reference.directory) }
   }

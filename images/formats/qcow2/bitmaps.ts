@@ -1,20 +1,24 @@
 /**
  * Persistent dirty bitmaps of a qcow2 image: what changed on the disk since each was begun. Section "Bitmaps" of docs/interop/qcow2.rst in QEMU.
  */
+import { RangesBuilder } from '../../blockmap/ranges.ts'
+import type { Ranges } from '../../blockmap/ranges.ts'
 import type { ReadableDisk } from '../../device/block-device.ts'
 import { VarveError } from '../../errors.ts'
-import type { DiskRange } from '../stored-blocks.ts'
-import { TablePages, readPart } from '../table-pages.ts'
+import { readPart, repeatedPlace } from '../table-pages.ts'
+import { placeOf } from './clusters.ts'
 import { checkedOffset, invalid, readQcow2Header } from './header.ts'
 import type { Qcow2Header } from './header.ts'
 
 /** As in QEMU. */
-export const BITMAPS_MAX = 65_535
+const BITMAPS_MAX = 65_535
 const DIRECTORY_BYTES_MAX = 64 << 20
 const GRANULARITY_BITS_MIN = 9
 const GRANULARITY_BITS_MAX = 31
 /** Ranges that are told of one bitmap. */
-export const BITMAP_RANGES_MAX = 1 << 22
+const RANGES_MAX = 1 << 22
+/** Clusters of one bitmap. */
+const TABLE_ENTRIES_MAX = 1 << 20
 
 const ENTRY_BYTES = 24
 const DIRTY_TRACKING = 1
@@ -29,11 +33,11 @@ interface Bitmap {
 }
 
 /**
- * Ranges of the disk that a bitmap says have changed: ordered, disjoint.
+ * Ranges of the disk that a bitmap says have changed.
  * @param file borrowed
  * @throws VarveError NOT_FOUND; FORMAT_INVALID for one that was not saved when its writer ended, too; FORMAT_UNSUPPORTED, LIMIT_EXCEEDED
  */
-export async function readQcow2Bitmap(file: ReadableDisk, name: string): Promise<DiskRange[]> {
+export async function readQcow2Bitmap(file: ReadableDisk, name: string): Promise<Ranges> {
   const header = await readQcow2Header(file)
   return changedRanges(file, header, await findBitmap(file, header, name))
 }
@@ -65,51 +69,34 @@ function checkedBitmap(entry: Buffer, header: Qcow2Header, name: string): Bitmap
 }
 
 /** Entries of the table are places of clusters of bits, the lowest bit first; 0 for all clear, 1 for all set. */
-async function changedRanges(file: ReadableDisk, header: Qcow2Header, bitmap: Bitmap): Promise<DiskRange[]> {
+async function changedRanges(file: ReadableDisk, header: Qcow2Header, bitmap: Bitmap): Promise<Ranges> {
   const { sizeBytes, clusterBytes } = header
   const granularityBytes = 2 ** bitmap.granularityBits
   const spanBytes = clusterBytes * 8 * granularityBytes
   const entries = Math.ceil(sizeBytes / spanBytes)
   if (bitmap.tableEntries < entries) throw invalid(`a bitmap has ${bitmap.tableEntries} clusters; the disk takes ${entries}`)
-  if (bitmap.tableOffset + entries * 8 > file.sizeBytes) throw invalid('the image is cut short: a bitmap is behind its end')
-  const table = new TablePages(file)
-  const ranges = new Ranges(sizeBytes)
+  if (entries > TABLE_ENTRIES_MAX) throw new VarveError('LIMIT_EXCEEDED', `qcow2: a bitmap of ${entries} clusters; at most ${TABLE_ENTRIES_MAX} are read`)
+  const table = await readPart(file, bitmap.tableOffset, entries * 8, 'a bitmap')
+  const places = Float64Array.from({ length: entries }, (_, index) => placeOf(table, index * 8))
+  const twice = repeatedPlace(places)
+  if (twice !== undefined) throw invalid(`the cluster of a bitmap at byte ${twice} is used twice`)
+  const ranges = new RangesBuilder()
+  const add = (offset: number, length: number): void => {
+    ranges.add(offset, Math.min(length, sizeBytes - offset))
+    if (ranges.count > RANGES_MAX) throw new VarveError('LIMIT_EXCEEDED', `qcow2: a bitmap has more than ${RANGES_MAX} ranges`)
+  }
   for (let index = 0; index < entries; index++) {
-    const entry = table.at(bitmap.tableOffset + index * 8, 8)
-    const at = Number(entry.readBigUInt64BE(0) & 0x00ff_ffff_ffff_fe00n)
-    if (at === 0) {
-      if ((entry[7] & 1) !== 0) ranges.add(index * spanBytes, spanBytes)
+    const start = index * spanBytes
+    if (places[index] === 0) {
+      if ((table[index * 8 + 7] & 1) !== 0) add(start, spanBytes)
       continue
     }
-    const bits = await readPart(file, at, Math.min(clusterBytes, Math.ceil((sizeBytes - index * spanBytes) / granularityBytes / 8)), 'a bitmap')
+    const bits = await readPart(file, places[index], Math.min(clusterBytes, Math.ceil((sizeBytes - start) / granularityBytes / 8)), 'a bitmap')
     for (let byte = 0; byte < bits.length; byte++) {
-      if (bits[byte] === 0) continue
-      for (let bit = 0; bit < 8; bit++) {
-        if ((bits[byte] >> bit) & 1) ranges.add(index * spanBytes + (byte * 8 + bit) * granularityBytes, granularityBytes)
+      for (let bit = 0, left = bits[byte]; left !== 0; bit++, left >>= 1) {
+        if ((left & 1) !== 0) add(start + (byte * 8 + bit) * granularityBytes, granularityBytes)
       }
     }
   }
-  return ranges.ranges
-}
-
-/** Ranges that are added in order; those that touch become one. */
-class Ranges {
-  readonly ranges: DiskRange[] = []
-  readonly #sizeBytes: number
-
-  constructor(sizeBytes: number) {
-    this.#sizeBytes = sizeBytes
-  }
-
-  add(offset: number, lengthMax: number): void {
-    const length = Math.min(lengthMax, this.#sizeBytes - offset)
-    if (length <= 0) return
-    const last = this.ranges.at(-1)
-    if (last !== undefined && last.offset + last.length === offset) {
-      last.length += length
-      return
-    }
-    if (this.ranges.length === BITMAP_RANGES_MAX) throw new VarveError('LIMIT_EXCEEDED', `qcow2: a bitmap has more than ${BITMAP_RANGES_MAX} ranges`)
-    this.ranges.push({ offset, length })
-  }
+  return ranges.build()
 }

@@ -6,12 +6,12 @@ import { VarveError } from '../../errors.ts'
 import { readPart } from '../table-pages.ts'
 
 export const QCOW2_MAGIC = 0x5146_49fb
-export const HEADER_V2_BYTES = 72
+const HEADER_V2_BYTES = 72
 /** Smallest header of version 3, and the one that we write, which has the compression type. */
-export const HEADER_V3_BYTES_MIN = 104
+const HEADER_V3_BYTES_MIN = 104
 export const HEADER_BYTES = 112
-export const CLUSTER_BITS_MIN = 9
-export const CLUSTER_BITS_MAX = 21
+const CLUSTER_BITS_MIN = 9
+const CLUSTER_BITS_MAX = 21
 /** As in QEMU, bytes. */
 export const L1_BYTES_MAX = 32 << 20
 const BACKING_NAME_BYTES_MAX = 1023

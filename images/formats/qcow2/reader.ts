@@ -6,18 +6,16 @@ import type { BlockDevice, ReadableDisk } from '../../device/block-device.ts'
 import { PiecewiseDevice } from '../../device/piecewise-device.ts'
 import { VarveError } from '../../errors.ts'
 import { below } from '../disk-image.ts'
-import type { OpenImageOptions } from '../disk-image.ts'
+import type { ImageFile, OpenImageOptions } from '../disk-image.ts'
 import { openBacking } from '../open-image.ts'
-import { readPart } from '../table-pages.ts'
+import { readPart, repeatedPlace } from '../table-pages.ts'
 import { Clusters, l2EntriesOf, placeOf } from './clusters.ts'
 import { L1_BYTES_MAX, invalid, readQcow2Header } from './header.ts'
 import type { Qcow2Header } from './header.ts'
 import { findQcow2Snapshot } from './snapshots.ts'
 
-type File = ReadableDisk & AsyncDisposable
-
 /** As OpenImage of ../disk-image.ts. @throws VarveError NOT_FOUND too, for a snapshot */
-export async function openQcow2(file: File, options: OpenImageOptions = {}): Promise<BlockDevice> {
+export async function openQcow2(file: ImageFile, options: OpenImageOptions = {}): Promise<BlockDevice> {
   const header = await readQcow2Header(file)
   if (header.corrupt) options.warn?.('the qcow2 image says that it is corrupt; it is read as far as that goes')
   const { l1Entries, l1Offset, sizeBytes } = options.snapshot === undefined ? header : await findQcow2Snapshot(file, header, options.snapshot)
@@ -32,7 +30,7 @@ export async function openQcow2(file: File, options: OpenImageOptions = {}): Pro
   return new PiecewiseDevice({ sizeBytes, locate: (offset, length) => clusters.locate(offset, length), close: () => parts.disposeAsync() })
 }
 
-async function openDataFile(name: string, { files }: OpenImageOptions): Promise<File> {
+async function openDataFile(name: string, { files }: OpenImageOptions): Promise<ImageFile> {
   if (name === '') throw invalid('the file that holds its data is not named')
   if (files === undefined) throw new VarveError('SOURCE_UNSUPPORTED', `the qcow2 image keeps its data in another file, ${JSON.stringify(name)}, which may not be opened here`)
   return (await files.open(name)).file
@@ -67,14 +65,7 @@ async function readL1(file: ReadableDisk, header: Qcow2Header, { l1Entries, l1Of
     l1[index] = placeOf(bytes, index * 8)
     if (l1[index] % clusterBytes !== 0) throw invalid(`the L2 table ${index} is at byte ${l1[index]}, which is not the border of a cluster`)
   }
-  checkDistinct(l1)
+  const twice = repeatedPlace(l1)
+  if (twice !== undefined) throw invalid(`the L2 table at byte ${twice} is used twice`)
   return l1
-}
-
-/** A table that is named many times would make a small file a disk with more extents than can be listed. */
-function checkDistinct(l1: Float64Array): void {
-  const sorted = l1.toSorted()
-  for (let index = 1; index < sorted.length; index++) {
-    if (sorted[index] !== 0 && sorted[index] === sorted[index - 1]) throw invalid(`the L2 table at byte ${sorted[index]} is used twice`)
-  }
 }

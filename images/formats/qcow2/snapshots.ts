@@ -8,7 +8,7 @@ import { checkedNumber, checkedOffset, invalid } from './header.ts'
 import type { Qcow2Header } from './header.ts'
 
 /** As in QEMU. */
-export const SNAPSHOTS_MAX = 65_536
+const SNAPSHOTS_MAX = 65_536
 const EXTRA_BYTES_MAX = 1024
 /** What is fixed of an entry. */
 const ENTRY_BYTES = 40
@@ -25,7 +25,7 @@ export interface Qcow2Snapshot {
 }
 
 /** @throws VarveError FORMAT_INVALID, LIMIT_EXCEEDED */
-export async function* readQcow2Snapshots(file: ReadableDisk, header: Qcow2Header): AsyncGenerator<Qcow2Snapshot, void> {
+async function* readQcow2Snapshots(file: ReadableDisk, header: Qcow2Header): AsyncGenerator<Qcow2Snapshot, void> {
   if (header.snapshotCount > SNAPSHOTS_MAX) throw new VarveError('LIMIT_EXCEEDED', `qcow2: ${header.snapshotCount} snapshots are more than ${SNAPSHOTS_MAX}`)
   let at = header.snapshotsOffset
   for (let index = 0; index < header.snapshotCount; index++) {

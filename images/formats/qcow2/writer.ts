@@ -171,21 +171,10 @@ function image(disk: BlockDevice, { clusterBytes, data, zero, header }: ImagePar
   function locate(offset: number, length: number): Piece {
     const cluster = Math.floor(offset / clusterBytes)
     if (cluster === 0) return bytesPiece(header, 0, { offset, length })
-    if (cluster >= layout.data) return dataPiece(offset - layout.data * clusterBytes, length)
+    if (cluster >= layout.data) return data.piece(disk, offset - layout.data * clusterBytes, length)
     const [start, table] = parts.findLast(([start]) => start <= cluster)!
     const at = offset - start * clusterBytes
     return { length: Math.min(length, table.sizeBytes - at), source: table, at, type: 'data' }
-  }
-
-  function dataPiece(offset: number, length: number): Piece {
-    const rank = Math.floor(offset / clusterBytes)
-    const block = data.blockAt(rank)
-    const run = data.runs(block, Infinity).next().value!
-    const at = block * clusterBytes + (offset - rank * clusterBytes)
-    const runLength = Math.min(length, (block + run.count) * clusterBytes - at)
-    // The last cluster goes on where the disk has ended.
-    if (at >= disk.sizeBytes) return { length: runLength, at: 0, type: 'zero' }
-    return { length: Math.min(runLength, disk.sizeBytes - at), source: disk, at }
   }
 
   return new PiecewiseDevice({ sizeBytes: layout.end * clusterBytes, locate })

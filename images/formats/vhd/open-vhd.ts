@@ -6,10 +6,10 @@ import type { BlockDevice, ReadableDisk } from '../../device/block-device.ts'
 import { PiecewiseDevice } from '../../device/piecewise-device.ts'
 import { VarveError } from '../../errors.ts'
 import { PLACE, blockDisk } from '../block-disk.ts'
-import type { OpenImageOptions } from '../disk-image.ts'
+import type { ImageFile, OpenImageOptions } from '../disk-image.ts'
 import { openParent, pathOfUrl, pathOfWindows } from '../parent-image.ts'
 import { SectorBitmaps } from '../sector-bitmaps.ts'
-import { readPart } from '../table-pages.ts'
+import { readPart, repeatedPlace } from '../table-pages.ts'
 import { DISK_TYPE, FOOTER_BYTES, HEADER_BYTES, PLATFORM, SECTOR_BYTES, UNUSED, bitmapBytesOf, decodeFooter, decodeHeader, footerState, invalid } from './format.ts'
 import type { VhdFooter, VhdHeader } from './format.ts'
 
@@ -19,10 +19,8 @@ const BLOCK_BYTES_MAX = 256 << 20
 /** Of a parent locator: the longest path of Windows, in UTF-16. */
 const LOCATOR_BYTES_MAX = 64 << 10
 
-type OwnedFile = ReadableDisk & AsyncDisposable
-
 /** The disk inside a VHD image. As OpenImage. */
-export async function openVhd(file: OwnedFile, options: OpenImageOptions = {}): Promise<BlockDevice> {
+export async function openVhd(file: ImageFile, options: OpenImageOptions = {}): Promise<BlockDevice> {
   const { footer, endBytes } = await readFooter(file, options)
   return footer.type === DISK_TYPE.fixed ? fixedDisk(file, footer, endBytes) : dynamicDisk(file, footer, options)
 }
@@ -57,12 +55,12 @@ function shortFooter(tail: Buffer): Buffer {
   return Buffer.concat([tail.subarray(1), Buffer.alloc(1)])
 }
 
-function fixedDisk(file: OwnedFile, { sizeBytes }: VhdFooter, endBytes: number): BlockDevice {
+function fixedDisk(file: ImageFile, { sizeBytes }: VhdFooter, endBytes: number): BlockDevice {
   if (sizeBytes > file.sizeBytes - endBytes) throw invalid(`its file has ${file.sizeBytes} bytes, too few for a disk of ${sizeBytes}`)
   return new PiecewiseDevice({ sizeBytes, locate: (offset, length) => ({ length, source: file, at: offset }), close: () => Promise.resolve(file[Symbol.asyncDispose]()) })
 }
 
-async function dynamicDisk(file: OwnedFile, footer: VhdFooter, options: OpenImageOptions): Promise<BlockDevice> {
+async function dynamicDisk(file: ImageFile, footer: VhdFooter, options: OpenImageOptions): Promise<BlockDevice> {
   const header = decodeHeader(await readPart(file, footer.headerOffset, HEADER_BYTES, 'the header of the dynamic disk'))
   const table = await readTable(file, footer, header)
   const { sizeBytes } = footer
@@ -92,6 +90,8 @@ async function readTable(file: ReadableDisk, { sizeBytes }: VhdFooter, { tableOf
     const end = table[block] * SECTOR_BYTES + bitmapBytes + Math.min(blockBytes, sizeBytes - block * blockBytes)
     if (end > file.sizeBytes) throw invalid(`its file has ${file.sizeBytes} bytes, but block ${block} ends at ${end}; the file was cut short, or its block allocation table is damaged`)
   }
+  const twice = repeatedPlace(table, UNUSED)
+  if (twice !== undefined) throw invalid(`two blocks are in sector ${twice}: its block allocation table names it twice`)
   return table
 }
 

@@ -66,11 +66,7 @@ export async function computeVhdx(disk: BlockDevice, { digest = layoutDigest(dis
   const locate = (offset: number, length: number): Piece => {
     if (offset < TABLE_OFFSET) return partPiece(parts, offset, Math.min(length, TABLE_OFFSET - offset))
     if (offset < blocksOffset) return { length: Math.min(length, blocksOffset - offset), source: table, at: offset - TABLE_OFFSET, type: 'data' }
-    const from = (offset - blocksOffset) % blockBytes
-    const place = stored.blockAt((offset - blocksOffset - from) / blockBytes) * blockBytes + from
-    const inBlock = Math.min(length, blockBytes - from)
-    if (place >= disk.sizeBytes) return { length: inBlock, at: 0, type: 'hole' }
-    return { length: Math.min(inBlock, disk.sizeBytes - place), source: disk, at: place }
+    return stored.piece(disk, offset - blocksOffset, length)
   }
   return new PiecewiseDevice({ sizeBytes: blocksEnd, locate })
 }

@@ -19,10 +19,10 @@ export const METADATA_TABLE_BYTES = 64 << 10
 export const VERSION = 1
 /** 64 TiB. */
 export const DISK_BYTES_MAX = 2 ** 46
-export const BLOCK_BYTES_MIN = 1 << 20
+const BLOCK_BYTES_MIN = 1 << 20
 export const BLOCK_BYTES_MAX = 256 << 20
 /** Bits that a bitmap block of 1 MiB has: sectors of a chunk. */
-export const CHUNK_SECTORS = 1 << 23
+const CHUNK_SECTORS = 1 << 23
 
 /** GUIDs are compared as 32 hexadecimal digits of their bytes. */
 const guid = (text: string): string => Buffer.from(guidBytes(text)).toString('hex')

@@ -6,6 +6,8 @@ import type { ReadableDisk } from '../../device/block-device.ts'
 import { PiecewiseDevice } from '../../device/piecewise-device.ts'
 import type { Piece } from '../../device/piecewise-device.ts'
 import { VarveError } from '../../errors.ts'
+import { bytesPiece } from '../computed-parts.ts'
+import { lastUpTo } from '../ordered-keys.ts'
 import { readPart } from '../table-pages.ts'
 import { MIB, NO_GUID, checksumOf, invalid } from './format.ts'
 import type { VhdxHeader } from './format.ts'
@@ -174,19 +176,10 @@ function writesOf({ bytes, descriptors }: LogEntry, writes: LogWrite[]): void {
 function overlaid(file: ReadableDisk, sizeBytes: number, writes: readonly LogWrite[]): ReadableDisk {
   const { bounds, writeOf } = lastWrites(writes, sizeBytes)
   const locate = (offset: number, length: number): Piece => {
-    let low = -1
-    let high = bounds.length
-    while (high - low > 1) {
-      const middle = (low + high) >>> 1
-      if (bounds[middle] <= offset) low = middle
-      else high = middle
-    }
-    const untilNext = Math.min(length, (bounds[high] ?? sizeBytes) - offset)
-    const write = low < 0 || writeOf[low] < 0 ? undefined : writes[writeOf[low]]
-    if (write?.bytes !== undefined) {
-      const { bytes } = write
-      return { length: untilNext, source: { sizeBytes: bytes.length, read: (into, at) => into.set(bytes.subarray(at, at + into.length)) }, at: offset - write.offset, type: 'data' }
-    }
+    const part = lastUpTo(bounds, offset)
+    const untilNext = Math.min(length, (bounds[part + 1] ?? sizeBytes) - offset)
+    const write = part < 0 || writeOf[part] < 0 ? undefined : writes[writeOf[part]]
+    if (write?.bytes !== undefined) return bytesPiece(write.bytes, write.offset, { offset, length: untilNext })
     if (write !== undefined || offset >= file.sizeBytes) return { length: untilNext, at: 0, type: 'hole' }
     return { length: Math.min(untilNext, file.sizeBytes - offset), source: file, at: offset }
   }

@@ -5,11 +5,11 @@
 import type { BlockDevice, ReadableDisk } from '../../device/block-device.ts'
 import { VarveError } from '../../errors.ts'
 import { PLACE, blockDisk } from '../block-disk.ts'
-import type { OpenImageOptions } from '../disk-image.ts'
+import type { ImageFile, OpenImageOptions } from '../disk-image.ts'
 import { guidBytes } from '../gpt.ts'
 import { openParent, pathOfWindows } from '../parent-image.ts'
 import { SectorBitmaps } from '../sector-bitmaps.ts'
-import { readPart } from '../table-pages.ts'
+import { readPart, repeatedPlace } from '../table-pages.ts'
 import { MIB, SIGNATURE, STATE, chunkBlocksOf, invalid, readHeader, readMetadata, readRegions } from './format.ts'
 import type { Region, VhdxMetadata } from './format.ts'
 import { replayedFile } from './log.ts'
@@ -27,10 +27,8 @@ const STATES: readonly number[] = Object.values(STATE)
 const PATH_KEYS = ['relative_path', 'volume_path', 'absolute_win32_path']
 const LINKAGE_KEYS = ['parent_linkage', 'parent_linkage2']
 
-type OwnedFile = ReadableDisk & AsyncDisposable
-
 /** The disk inside a VHDX image. As OpenImage. */
-export async function openVhdx(file: OwnedFile, options: OpenImageOptions = {}): Promise<BlockDevice> {
+export async function openVhdx(file: ImageFile, options: OpenImageOptions = {}): Promise<BlockDevice> {
   const start = await readPart(file, 0, SIGNATURE.file.length, 'its identifier')
   if (start.toString('latin1') !== SIGNATURE.file) throw invalid('the file does not begin as one')
   const replayed = await replayedFile(file, await readHeader(file))
@@ -91,6 +89,8 @@ class BlockTable {
         else if (block < blocks) payload[block] = checkedPayload(state, mib, file.sizeBytes, block, metadata)
       }
     }
+    const twice = repeatedPlace(bitmaps)
+    if (twice !== undefined) throw invalid(`the sector bitmap at MiB ${twice} is used twice`)
     return new BlockTable(payload, bitmaps, metadata)
   }
 

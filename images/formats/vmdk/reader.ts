@@ -4,34 +4,36 @@
  */
 import type { BlockDevice, ReadableDisk } from '../../device/block-device.ts'
 import { PiecewiseDevice } from '../../device/piecewise-device.ts'
-import type { Piece } from '../../device/piecewise-device.ts'
+import type { Piece, PiecewiseOptions } from '../../device/piecewise-device.ts'
 import { VarveError } from '../../errors.ts'
-import type { OpenImageOptions } from '../disk-image.ts'
+import type { ImageFile, OpenImageOptions } from '../disk-image.ts'
+import { lastUpTo } from '../ordered-keys.ts'
 import { openParent, pathOfWindows } from '../parent-image.ts'
 import { readPart } from '../table-pages.ts'
 import { NO_PARENT, VMDK_DESCRIPTOR_BYTES_MAX, checkedBytes, invalid, parseDescriptor, SECTOR_BYTES } from './descriptor.ts'
 import type { VmdkDescriptor, VmdkExtentLine } from './descriptor.ts'
-import { SparseExtent, readCowdHeader, readSparseHeader } from './sparse-extent.ts'
-
-type File = ReadableDisk & AsyncDisposable
+import { SparseExtent, checkDirectoryBytes, readCowdHeader, readSparseHeader } from './sparse-extent.ts'
 
 /** A part of the disk; a hole in it is what the parent has. */
 interface Extent {
   readonly sizeBytes: number
+  /** Memory that its directory takes, if it has one. */
+  readonly directoryBytes?: number
   locate(offset: number, length: number): Piece
 }
 
 /** As OpenImage of ../disk-image.ts. */
-export async function openVmdk(file: File, options: OpenImageOptions = {}): Promise<BlockDevice> {
+export async function openVmdk(file: ImageFile, options: OpenImageOptions = {}): Promise<BlockDevice> {
   const magic = (await readPart(file, 0, 4, 'the header')).toString('latin1')
   if (magic === 'COWD') throw extentAlone()
   await using opened = new AsyncDisposableStack()
-  const { descriptor, extents } = magic === 'KDMV' ? await openSparse(file, options, opened) : await openDescribed(await readDescriptorFile(file), options, opened)
+  const { descriptor, extents } = magic === 'KDMV' ? await openSparse(file, options, opened) : await openDescribed(parseDescriptor(await readDescriptorFile(file)), options, opened)
   const parent = descriptor.parentCid === NO_PARENT ? undefined : opened.use(await openVmdkParent(descriptor, options))
+  const disk = joined(extents, parent)
   const parts = opened.move()
   // Last, so that whoever asked still owns the file if anything before failed.
   parts.use(file)
-  return joined(extents, parent, () => parts.disposeAsync())
+  return new PiecewiseDevice({ ...disk, close: () => parts.disposeAsync() })
 }
 
 function readDescriptorFile(file: ReadableDisk): Promise<Buffer> {
@@ -48,21 +50,26 @@ interface Described {
 }
 
 /** One file that has its descriptor inside. */
-async function openSparse(file: File, options: OpenImageOptions, opened: AsyncDisposableStack): Promise<Described> {
+async function openSparse(file: ImageFile, options: OpenImageOptions, opened: AsyncDisposableStack): Promise<Described> {
   const header = await readSparseHeader(file)
   if (header.descriptorOffset === 0) throw extentAlone()
-  const text = await readPart(file, header.descriptorOffset, header.descriptorBytes, 'the descriptor')
+  const descriptor = parseDescriptor(await readPart(file, header.descriptorOffset, header.descriptorBytes, 'the descriptor'))
   // An image without room of its own is a descriptor only.
-  if (header.sizeBytes === 0 && parseDescriptor(text).extents.some(({ length }) => length > 0)) return openDescribed(text, options, opened)
+  if (header.sizeBytes === 0 && descriptor.extents.some(({ length }) => length > 0)) return openDescribed(descriptor, options, opened)
   if (header.unclean) options.warn?.('the VMDK image was not closed by its last writer')
-  return { descriptor: parseDescriptor(text), extents: [await SparseExtent.open(file, header)] }
+  return { descriptor, extents: [await SparseExtent.open(file, header)] }
 }
 
-async function openDescribed(text: Buffer, options: OpenImageOptions, opened: AsyncDisposableStack): Promise<Described> {
-  const descriptor = parseDescriptor(text)
+async function openDescribed(descriptor: VmdkDescriptor, options: OpenImageOptions, opened: AsyncDisposableStack): Promise<Described> {
   if (descriptor.extents.length === 0) throw invalid('its descriptor names no extents')
   const extents: Extent[] = []
-  for (const line of descriptor.extents) extents.push(line.type === 'ZERO' ? zeroExtent(line.length) : await openExtent(line, options, opened))
+  let directoryBytes = 0
+  for (const line of descriptor.extents) {
+    const extent = line.type === 'ZERO' ? zeroExtent(line.length) : await openExtent(line, options, opened)
+    directoryBytes += extent.directoryBytes ?? 0
+    checkDirectoryBytes(directoryBytes)
+    extents.push(extent)
+  }
   return { descriptor, extents }
 }
 
@@ -85,7 +92,7 @@ async function openExtent(line: VmdkExtentLine, { files, warn }: OpenImageOption
   if (header.unclean) warn?.(`the VMDK extent ${JSON.stringify(fileName)} was not closed by its last writer`)
   if (header.sizeBytes < length) throw invalid(`the extent ${JSON.stringify(fileName)} holds ${header.sizeBytes} bytes; the descriptor says ${length}`)
   const extent = await SparseExtent.open(file, header)
-  return { sizeBytes: length, locate: (at, most) => extent.locate(at, most) }
+  return { sizeBytes: length, directoryBytes: extent.directoryBytes, locate: (at, most) => extent.locate(at, most) }
 }
 
 async function openVmdkParent({ parentCid, parentName }: VmdkDescriptor, options: OpenImageOptions): Promise<BlockDevice> {
@@ -101,7 +108,7 @@ async function openVmdkParent({ parentCid, parentName }: VmdkDescriptor, options
 }
 
 /** Extents one behind the other. */
-function joined(extents: readonly Extent[], parent: BlockDevice | undefined, close: () => Promise<void>): BlockDevice {
+function joined(extents: readonly Extent[], parent: BlockDevice | undefined): Pick<PiecewiseOptions, 'sizeBytes' | 'locate'> {
   const starts = new Float64Array(extents.length)
   let sizeBytes = 0
   extents.forEach((extent, index) => {
@@ -110,6 +117,7 @@ function joined(extents: readonly Extent[], parent: BlockDevice | undefined, clo
   })
   let current = 0
   function locate(offset: number, length: number): Piece {
+    // An empty extent has the start of the next.
     if (offset < starts[current] || offset >= starts[current] + extents[current].sizeBytes) current = lastUpTo(starts, offset)
     const start = starts[current]
     const extent = extents[current]
@@ -117,17 +125,5 @@ function joined(extents: readonly Extent[], parent: BlockDevice | undefined, clo
     if (piece.type !== 'hole' || parent === undefined || offset >= parent.sizeBytes) return piece
     return { length: Math.min(piece.length, parent.sizeBytes - offset), source: parent, at: offset }
   }
-  return new PiecewiseDevice({ sizeBytes, locate, close })
-}
-
-/** Number of the last extent that does not start behind `offset`: an empty one has the start of the next. */
-function lastUpTo(starts: Float64Array, offset: number): number {
-  let low = 0
-  let high = starts.length
-  while (high - low > 1) {
-    const middle = (low + high) >>> 1
-    if (starts[middle] <= offset) low = middle
-    else high = middle
-  }
-  return low
+  return { sizeBytes, locate }
 }

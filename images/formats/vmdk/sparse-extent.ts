@@ -8,7 +8,7 @@ import type { Piece } from '../../device/piecewise-device.ts'
 import { VarveError } from '../../errors.ts'
 import { CompressedClusters } from '../compressed-clusters.ts'
 import type { CompressedCluster } from '../compressed-clusters.ts'
-import { TablePages, filePiece, readPart } from '../table-pages.ts'
+import { TablePages, filePiece, readPart, repeatedPlace } from '../table-pages.ts'
 import { SECTOR_BYTES, VMDK_DESCRIPTOR_BYTES_MAX, checkedBytes, invalid } from './descriptor.ts'
 
 const GRAIN_BYTES_MAX = 32 << 20
@@ -139,11 +139,16 @@ export class SparseExtent {
   /** @param file borrowed @throws VarveError FORMAT_INVALID, LIMIT_EXCEEDED */
   static async open(file: ReadableDisk, header: SparseHeader): Promise<SparseExtent> {
     const count = Math.ceil(header.sizeBytes / (header.grainBytes * header.tableEntries))
-    if (count * ENTRY_BYTES > DIRECTORY_BYTES_MAX) throw new VarveError('LIMIT_EXCEEDED', `VMDK: a directory of ${count * ENTRY_BYTES} bytes; at most ${DIRECTORY_BYTES_MAX} are read`)
+    checkDirectoryBytes(count * ENTRY_BYTES)
     const bytes = await readPart(file, header.directoryOffset, count * ENTRY_BYTES, 'the grain directory')
     const directory = Uint32Array.from({ length: count }, (_, index) => bytes.readUInt32LE(index * ENTRY_BYTES))
-    checkDistinct(directory)
+    const twice = repeatedPlace(directory)
+    if (twice !== undefined) throw invalid(`the grain table in sector ${twice} is used twice`)
     return new SparseExtent(file, header, directory)
+  }
+
+  get directoryBytes(): number {
+    return this.#directory.byteLength
   }
 
   /** As PiecewiseOptions.locate; a hole is what the parent has. */
@@ -197,12 +202,9 @@ export class SparseExtent {
   }
 }
 
-/** A table that is named many times would make a small file a disk with more extents than can be listed. */
-function checkDistinct(directory: Uint32Array): void {
-  const sorted = directory.toSorted()
-  for (let index = 1; index < sorted.length; index++) {
-    if (sorted[index] !== 0 && sorted[index] === sorted[index - 1]) throw invalid(`the grain table in sector ${sorted[index]} is used twice`)
-  }
+/** @param directoryBytes of all extents of a disk, as one file may be many of them @throws VarveError LIMIT_EXCEEDED */
+export function checkDirectoryBytes(directoryBytes: number): void {
+  if (directoryBytes > DIRECTORY_BYTES_MAX) throw new VarveError('LIMIT_EXCEEDED', `VMDK: directories of ${directoryBytes} bytes; at most ${DIRECTORY_BYTES_MAX} are read`)
 }
 
 function inflated(bytes: Buffer, { at, contentBytes }: CompressedCluster, { hasMarkers, grainBytes }: SparseHeader): Uint8Array {

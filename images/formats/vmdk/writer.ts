@@ -64,7 +64,7 @@ export async function computeVmdk(disk: BlockDevice, { digest = layoutDigest(dis
   function locate(offset: number, length: number): Piece {
     if (offset < head.length) return bytesPiece(head, 0, { offset, length })
     const grains = layout.grains * SECTOR_BYTES
-    if (offset >= grains) return grainPiece(offset - grains, length)
+    if (offset >= grains) return stored.piece(disk, offset - grains, length)
     const start = offset < primary * SECTOR_BYTES ? redundant : primary
     if (offset < tablesAt(start) * SECTOR_BYTES) return directoryPiece(start, offset, length)
     return tablePiece(offset - tablesAt(start) * SECTOR_BYTES, length, (start === redundant ? primary : layout.grains) * SECTOR_BYTES - offset)
@@ -88,17 +88,6 @@ export async function computeVmdk(disk: BlockDevice, { digest = layoutDigest(dis
     if (nextUsed > offset) return { length: Math.min(length, nextUsed - offset), at: 0, type: 'hole' }
     const end = (tableOf(run!.first + run!.count - 1) + TABLE_ENTRIES) * ENTRY_BYTES
     return { length: Math.min(length, end - offset), source: tables, at: offset, type: 'data' }
-  }
-
-  function grainPiece(offset: number, length: number): Piece {
-    const rank = Math.floor(offset / GRAIN_BYTES)
-    const grain = stored.blockAt(rank)
-    const run = stored.runs(grain, Infinity).next().value!
-    const at = grain * GRAIN_BYTES + (offset - rank * GRAIN_BYTES)
-    const runLength = Math.min(length, (grain + run.count) * GRAIN_BYTES - at)
-    // The last grain goes on where the disk has ended.
-    if (at >= disk.sizeBytes) return { length: runLength, at: 0, type: 'zero' }
-    return { length: Math.min(runLength, disk.sizeBytes - at), source: disk, at }
   }
 
   return new PiecewiseDevice({ sizeBytes: endSector * SECTOR_BYTES, locate })

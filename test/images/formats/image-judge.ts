@@ -13,11 +13,20 @@ export function qemuImg(...parameters: string[]): string {
   return execFileSync('qemu-img', parameters, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] })
 }
 
-/** Fails unless QEMU finds in an image the same disk as in a raw file, of the same size. */
+/** @param image of qcow2 */
+export function qemuIo(image: string, ...commands: string[]): void {
+  execFileSync('qemu-io', ['-f', 'qcow2', ...commands.flatMap((command) => ['-c', command]), image], { stdio: ['ignore', 'pipe', 'pipe'] })
+}
+
+/** Size of the disk that QEMU sees in an image, bytes. */
+export function qemuSizeBytes(image: string, format: string): number {
+  return (JSON.parse(qemuImg('info', '--output=json', '-f', format, image)) as { 'virtual-size': number })['virtual-size']
+}
+
+/** Fails unless QEMU finds in an image the same disk as in a raw file, of the same size; what is allocated may differ. */
 export function assertSameDisk(image: string, format: string, raw: string): void {
+  assert.equal(qemuSizeBytes(image, format), statSync(raw).size)
   assert.match(qemuImg('compare', '-f', format, '-F', 'raw', image, raw), /Images are identical/)
-  const { 'virtual-size': sizeBytes } = JSON.parse(qemuImg('info', '-f', format, '--output=json', image)) as { 'virtual-size': number }
-  assert.equal(sizeBytes, statSync(raw).size)
 }
 
 /** Writes a device to a new file; what it says are holes and zeroes stay holes. */

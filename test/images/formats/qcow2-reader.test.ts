@@ -7,7 +7,7 @@ import { after, describe, test } from 'node:test'
 import { FileDevice } from '@varve/images/device/file-device.ts'
 import { openImage } from '@varve/images/formats/open-image.ts'
 import { Random, testSeed } from '../../random.ts'
-import { assertReadsAlike, assertSameDisk, qemuImg, writeOut } from './image-judge.ts'
+import { assertReadsAlike, assertSameDisk, qemuImg, qemuSizeBytes, writeOut } from './image-judge.ts'
 import { changeWithQemuIo, randomDiskBytes, writeRandomDisk } from './random-disk.ts'
 
 const ROUNDS = Number(process.env.VARVE_IMAGE_ROUNDS ?? 40)
@@ -55,8 +55,7 @@ function randomChain(random: Random, directory: string): string {
 }
 
 function change(random: Random, image: string): void {
-  const { 'virtual-size': sizeBytes } = JSON.parse(qemuImg('info', '--output=json', image)) as { 'virtual-size': number }
-  changeWithQemuIo(random, image, 'qcow2', sizeBytes, { count: random.below(25) })
+  changeWithQemuIo(random, image, 'qcow2', qemuSizeBytes(image, 'qcow2'), { count: random.below(25) })
 }
 
 describe(`qcow2 images read (seed ${seed})`, () => {

@@ -1,5 +1,5 @@
 /**
- * Judges of VHD and VHDX that are not ours: QEMU, and libvhdi, which reads differencing images too. And files of a directory, for images that name others.
+ * Judges of VHD and VHDX that are neither ours nor QEMU (image-judge.ts): libvhdi, which reads differencing images too. And files of a directory, for images that name others.
  */
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
@@ -10,7 +10,6 @@ import type { BlockDevice } from '@varve/images/device/block-device.ts'
 import { FileDevice } from '@varve/images/device/file-device.ts'
 import { VarveError } from '@varve/images/errors.ts'
 import type { ImageFiles } from '@varve/images/formats/disk-image.ts'
-import { qemuImg } from './image-judge.ts'
 
 const PART_BYTES = 1 << 20
 
@@ -27,17 +26,6 @@ export class DirectoryFiles implements ImageFiles {
     if (!existsSync(path)) throw new VarveError('SOURCE_INVALID', `${name} is not there`)
     return { file: FileDevice.open({ path, readOnly: true }), files: new DirectoryFiles(dirname(path)) }
   }
-}
-
-/** Size of the disk that QEMU sees in an image, bytes. */
-export function qemuSizeBytes(image: string, format: string): number {
-  return (JSON.parse(qemuImg('info', '--output=json', '-f', format, image)) as { 'virtual-size': number })['virtual-size']
-}
-
-/** Fails unless QEMU finds the same bytes and size in both; what is allocated may differ. */
-export function assertSameContent(image: string, format: string, raw: string): void {
-  assert.equal(qemuSizeBytes(image, format), qemuSizeBytes(raw, 'raw'))
-  assert.match(qemuImg('compare', '-f', format, '-F', 'raw', image, raw), /Images are identical/)
 }
 
 /** Fails unless a program that follows the specification sector by sector finds the same disk in a differencing VHD. */

@@ -1,9 +1,8 @@
 /** VHD images of QEMU read by us, and ours by QEMU and libvhdi. VARVE_IMAGE_ROUNDS random images each way. */
 import assert from 'node:assert/strict'
-import { copyFileSync, cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { copyFileSync, cpSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { after, describe, test } from 'node:test'
+import { describe, test } from 'node:test'
 import { FileDevice } from '@varve/images/device/file-device.ts'
 import { MemoryDevice } from '@varve/images/device/memory-device.ts'
 import { computeDifferencingVhd, computeFixedVhd, computeVhd, vhdId } from '@varve/images/formats/vhd/compute-vhd.ts'
@@ -11,26 +10,15 @@ import { openVhd } from '@varve/images/formats/vhd/open-vhd.ts'
 import type { ImageFiles } from '@varve/images/formats/disk-image.ts'
 import type { DiskRange } from '@varve/images/formats/stored-blocks.ts'
 import { Random, testSeed } from '../../random.ts'
-import { assertReadsAlike, qemuImg, writeOut } from './image-judge.ts'
+import { imageDirectories, openFile } from './image-directories.ts'
+import { assertReadsAlike, assertSameDisk, qemuImg, qemuSizeBytes, writeOut } from './image-judge.ts'
 import { changeWithQemuIo, randomPatch, writeRandomDisk } from './random-disk.ts'
-import { DirectoryFiles, assertLibvhdiSees, assertSameContent, assertSectorsAre, contentDigest, qemuSizeBytes } from './vhd-judge.ts'
+import { DirectoryFiles, assertLibvhdiSees, assertSectorsAre, contentDigest } from './vhd-judge.ts'
 
 const ROUNDS = Number(process.env.VARVE_IMAGE_ROUNDS ?? 40)
 const DISK = { sizeBytesMax: 24 << 20 }
 const seed = testSeed()
-const root = mkdtempSync(join(tmpdir(), 'varve-vhd-'))
-after(() => rmSync(root, { recursive: true }))
-
-let directories = 0
-function newDirectory(): string {
-  const directory = join(root, String(directories++))
-  mkdirSync(directory)
-  return directory
-}
-
-function openFile(path: string): FileDevice {
-  return FileDevice.open({ path, readOnly: true })
-}
+const newDirectory = imageDirectories('vhd')
 
 /** Puts a footer's checksum right, after a change. */
 function reseal(footer: Buffer): void {
@@ -50,7 +38,7 @@ describe(`VHD images read (seed ${seed})`, () => {
       changeWithQemuIo(random, image, 'vpc', qemuSizeBytes(image, 'vpc'), { count: random.below(20) })
       await using disk = await openVhd(openFile(image))
       await writeOut(disk, ours)
-      assertSameContent(image, 'vpc', ours)
+      assertSameDisk(image, 'vpc', ours)
       await using model = openFile(ours)
       await assertReadsAlike(random, disk, model)
       rmSync(directory, { recursive: true })
@@ -135,6 +123,15 @@ describe(`VHD images read (seed ${seed})`, () => {
     assert.ok(read.equals(content))
     assert.deepEqual(disk.extents(0, disk.sizeBytes, 2), [{ offset: 0, length: 1024, type: 'data' }, { offset: 1024, length: 512, type: 'hole' }])
   })
+
+  test('a block that is there twice is refused: a small file could claim a disk of more extents than can be listed', async () => {
+    const image = join(newDirectory(), 'image.vhd')
+    await writeOut(await computeVhd(MemoryDevice.of(new Random(seed).bytes(4 << 20))), image)
+    const bytes = readFileSync(image)
+    bytes.copy(bytes, 1540, 1536, 1540)
+    writeFileSync(image, bytes)
+    await assert.rejects(openVhd(openFile(image)), { code: 'FORMAT_INVALID', message: /twice/ })
+  })
 })
 
 describe(`VHD images computed (seed ${seed})`, () => {
@@ -148,7 +145,7 @@ describe(`VHD images computed (seed ${seed})`, () => {
       const isFixed = random.chance(0.3)
       await using computed = await (isFixed ? computeFixedVhd : computeVhd)(disk)
       await writeOut(computed, image)
-      assertSameContent(image, 'vpc', raw)
+      assertSameDisk(image, 'vpc', raw)
       if (round < 10) await assertLibvhdiSees([image], disk)
       await using written = openFile(image)
       await assertReadsAlike(random, computed, written)
@@ -310,6 +307,27 @@ describe(`differencing VHD images (seed ${seed})`, () => {
     copyFileSync(wrong, images[0])
     await assert.rejects(openVhd(openFile(images[1]), { files }), { code: 'SOURCE_INVALID', message: /another disk/ })
     assert.ok(opened.every((name) => name.endsWith('0 é.vhd')), opened.join())
+  })
+
+  test('a file that is no image does not keep the parent from being found by another of its names', async () => {
+    const directory = newDirectory()
+    const { images, raws } = await randomChain(new Random(seed), directory, 2)
+    cpSync(images[0], join(directory, 'base.vhd'))
+    const bytes = readFileSync(images[1])
+    const header = bytes.subarray(512, 1536)
+    // The locator leads to what is none.
+    header.fill(0, 64, 576).set(Buffer.from('base.vhd', 'utf16le').swap16(), 64)
+    header.writeUInt32BE(0, 36)
+    header.writeUInt32BE(~header.reduce((sum, byte) => sum + byte, 0) >>> 0, 36)
+    writeFileSync(images[1], bytes)
+    writeFileSync(images[0], Buffer.alloc(4096, 'text'))
+    await using model = openFile(raws[1])
+    {
+      await using disk = await openVhd(openFile(images[1]), { files: new DirectoryFiles(directory) })
+      assert.equal(await contentDigest(disk), await contentDigest(model))
+    }
+    rmSync(join(directory, 'base.vhd'))
+    await assert.rejects(openVhd(openFile(images[1]), { files: new DirectoryFiles(directory) }), { code: 'SOURCE_INVALID', message: /0 é\.vhd is another disk: VHD: there is no footer/ })
   })
 
   test('a parent is found by each of the names that Windows and macOS give it', async () => {

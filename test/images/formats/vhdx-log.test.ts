@@ -4,17 +4,15 @@
  */
 import assert from 'node:assert/strict'
 import { execFileSync, spawn, spawnSync } from 'node:child_process'
-import { copyFileSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { copyFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { after, describe, test } from 'node:test'
-import { FileDevice } from '@varve/images/device/file-device.ts'
+import { describe, test } from 'node:test'
 import { MemoryDevice } from '@varve/images/device/memory-device.ts'
 import { openVhdx } from '@varve/images/formats/vhdx/open-vhdx.ts'
 import { Random, testSeed } from '../../random.ts'
-import { assertReadsAlike, qemuImg, writeOut } from './image-judge.ts'
+import { imageDirectories, openFile } from './image-directories.ts'
+import { assertReadsAlike, assertSameDisk, qemuImg, writeOut } from './image-judge.ts'
 import { changeWithQemuIo } from './random-disk.ts'
-import { assertSameContent } from './vhd-judge.ts'
 import { buildVhdx, seal } from './vhdx-builder.ts'
 import type { BuiltBlock, BuiltLogEntry, BuiltLogWrite } from './vhdx-builder.ts'
 
@@ -26,15 +24,7 @@ const DISK_BYTES = 150 * MIB
 /** Sectors of a log of 1 MiB. */
 const LOG_SECTORS = 256
 const seed = testSeed()
-const root = mkdtempSync(join(tmpdir(), 'varve-vhdx-log-'))
-after(() => rmSync(root, { recursive: true }))
-
-let directories = 0
-function newDirectory(): string {
-  const directory = join(root, String(directories++))
-  mkdirSync(directory)
-  return directory
-}
+const newDirectory = imageDirectories('vhdx-log')
 
 /** True if QEMU says that a log waits to be replayed. */
 function isDirty(image: string): boolean {
@@ -46,10 +36,10 @@ async function assertReplaysAlike(random: Random, directory: string, image: stri
   const [copy, ours] = ['copy.vhdx', 'ours'].map((name) => join(directory, name))
   copyFileSync(image, copy)
   execFileSync('qemu-img', ['check', '-q', '-r', 'all', '-f', 'vhdx', copy])
-  await using disk = await openVhdx(FileDevice.open({ path: image, readOnly: true }))
+  await using disk = await openVhdx(openFile(image))
   await writeOut(disk, ours)
-  assertSameContent(copy, 'vhdx', ours)
-  await using model = FileDevice.open({ path: ours, readOnly: true })
+  assertSameDisk(copy, 'vhdx', ours)
+  await using model = openFile(ours)
   await assertReadsAlike(random, disk, model)
 }
 
@@ -98,7 +88,7 @@ describe(`logs that QEMU leaves (seed ${seed})`, () => {
 /** Where the block allocation table of an image is that QEMU made: its region is the first in the table. */
 async function tableOffset(image: string): Promise<number> {
   const bytes = Buffer.alloc(8)
-  await using file = FileDevice.open({ path: image, readOnly: true })
+  await using file = openFile(image)
   file.read(bytes, (192 << 10) + 32)
   return Number(bytes.readBigUInt64LE())
 }

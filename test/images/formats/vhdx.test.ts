@@ -1,18 +1,18 @@
 /** VHDX images of QEMU, and built ones, read by us; ours read by QEMU and libvhdi. VARVE_IMAGE_ROUNDS random images each way. Logs: vhdx-log.test.ts. */
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { after, describe, test } from 'node:test'
+import { describe, test } from 'node:test'
 import { FileDevice } from '@varve/images/device/file-device.ts'
 import { MemoryDevice } from '@varve/images/device/memory-device.ts'
 import { computeVhdx } from '@varve/images/formats/vhdx/compute-vhdx.ts'
 import { openVhdx } from '@varve/images/formats/vhdx/open-vhdx.ts'
 import { Random, testSeed } from '../../random.ts'
-import { assertReadsAlike, qemuImg, writeOut } from './image-judge.ts'
+import { imageDirectories, openFile } from './image-directories.ts'
+import { assertReadsAlike, assertSameDisk, qemuImg, qemuSizeBytes, writeOut } from './image-judge.ts'
 import { changeWithQemuIo, writeRandomDisk } from './random-disk.ts'
-import { DirectoryFiles, assertLibvhdiSees, assertSameContent, contentDigest, qemuSizeBytes } from './vhd-judge.ts'
+import { DirectoryFiles, assertLibvhdiSees, contentDigest } from './vhd-judge.ts'
 import { buildVhdx, seal } from './vhdx-builder.ts'
 import type { BuiltBlock } from './vhdx-builder.ts'
 
@@ -20,19 +20,7 @@ const ROUNDS = Number(process.env.VARVE_IMAGE_ROUNDS ?? 40)
 const DISK = { sizeBytesMax: 24 << 20 }
 const MIB = 1 << 20
 const seed = testSeed()
-const root = mkdtempSync(join(tmpdir(), 'varve-vhdx-'))
-after(() => rmSync(root, { recursive: true }))
-
-let directories = 0
-function newDirectory(): string {
-  const directory = join(root, String(directories++))
-  mkdirSync(directory)
-  return directory
-}
-
-function openFile(path: string): FileDevice {
-  return FileDevice.open({ path, readOnly: true })
-}
+const newDirectory = imageDirectories('vhdx')
 
 describe(`VHDX images read (seed ${seed})`, () => {
   for (let round = 0; round < ROUNDS; round++) {
@@ -47,7 +35,7 @@ describe(`VHDX images read (seed ${seed})`, () => {
       changeWithQemuIo(random, image, 'vhdx', qemuSizeBytes(image, 'vhdx'), { count: random.below(20), discards: false })
       await using disk = await openVhdx(openFile(image))
       await writeOut(disk, ours)
-      assertSameContent(image, 'vhdx', ours)
+      assertSameDisk(image, 'vhdx', ours)
       await using model = openFile(ours)
       await assertReadsAlike(random, disk, model)
       rmSync(directory, { recursive: true })
@@ -136,7 +124,7 @@ describe(`VHDX images computed (seed ${seed})`, () => {
       await using disk = openFile(raw)
       await using computed = await computeVhdx(disk)
       await writeOut(computed, image)
-      assertSameContent(image, 'vhdx', raw)
+      assertSameDisk(image, 'vhdx', raw)
       assert.match(qemuImg('check', '-f', 'vhdx', image), /No errors were found/)
       if (round < 10) await assertLibvhdiSees([image], disk)
       await using written = openFile(image)
@@ -274,6 +262,17 @@ describe(`differencing VHDX images (seed ${seed})`, () => {
       rmSync(directory, { recursive: true })
     })
   }
+
+  test('a sector bitmap of two chunks is refused: a small file could claim a disk of more extents than can be listed', async () => {
+    const image = join(newDirectory(), 'image.vhdx')
+    // Blocks of 1 MiB in a chunk.
+    const chunk = 4096
+    const block: BuiltBlock = { state: 7, bytes: Buffer.alloc(MIB), present: new Set([1, 3]) }
+    const { bytes, table } = buildVhdx({ sizeBytes: (chunk + 1) * MIB, blocks: new Map([[0, block], [chunk, block]]), locator: { parent_linkage: `{${GUIDS[0]}}`, relative_path: 'none.vhdx' } })
+    bytes.copy(bytes, table + (2 * chunk + 1) * 8, table + chunk * 8, table + (chunk + 1) * 8)
+    writeFileSync(image, bytes)
+    await assert.rejects(openVhdx(openFile(image)), { code: 'FORMAT_INVALID', message: /twice/ })
+  })
 
   test('a parent that is missing, is another disk, or may not be opened is told', async () => {
     const directory = newDirectory()

@@ -1,6 +1,6 @@
 /** What a VMDK disk may be made of: extents of all kinds, parents that are checked, images that are cut short or were changed on the way. */
 import assert from 'node:assert/strict'
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, describe, test } from 'node:test'
@@ -70,7 +70,9 @@ describe(`VMDK (seed ${seed})`, () => {
     await using sound = await openImage(image)
     assert.equal(sound.disk.sizeBytes, 1 << 20)
     const bytes = readFileSync(base)
-    bytes.write('CID=00000001', bytes.indexOf('CID='), 'latin1')
+    // QEMU writes no leading zeroes, so that the id may have one digit only.
+    const digit = bytes.indexOf('CID=') + 'CID='.length
+    bytes[digit] = bytes[digit] === 0x31 ? 0x32 : 0x31
     writeFileSync(base, bytes)
     await assert.rejects(openImage(image), { code: 'SOURCE_INVALID', message: /CID/ })
   })
@@ -102,6 +104,29 @@ describe(`VMDK (seed ${seed})`, () => {
       await assert.rejects(openImage(describeDisk(directory, [line])), { code: 'FORMAT_UNSUPPORTED' }, line)
     }
     await assert.rejects(openImage(describeDisk(directory, ['RW 2048 FLAT "flat" 0'], ['parentCID=00000001'])), { code: 'FORMAT_INVALID', message: /does not name/ })
+  })
+
+  test('extents that are longer than a disk can be together are refused, and closed', async () => {
+    const directory = directoryFor('long')
+    writeFileSync(join(directory, 'flat'), Buffer.alloc(512))
+    const path = describeDisk(directory, ['RW 1 FLAT "flat" 0', 'RW 9007199254740 ZERO', 'RW 17592186044415 ZERO'])
+    const openFiles = readdirSync('/proc/self/fd').length
+    await assert.rejects(openImage(path), { code: 'LIMIT_EXCEEDED' })
+    assert.equal(readdirSync('/proc/self/fd').length, openFiles)
+  })
+
+  test('one extent that is named many times does not take its memory as often', async () => {
+    const directory = directoryFor('many')
+    const count = 4 << 20
+    const header = Buffer.alloc(512)
+    header.write('KDMV', 0, 'latin1')
+    for (const [at, value] of [[4, 1], [12, count], [20, 1], [44, 1], [56, 1]]) header.writeUInt32LE(value, at)
+    writeFileSync(join(directory, 'extent'), header)
+    truncateSync(join(directory, 'extent'), 512 + count * 4)
+    const lines = (times: number): string[] => Array.from({ length: times }, () => `RW ${count} SPARSE "extent"`)
+    await using twice = await openImage(describeDisk(directory, lines(2)))
+    assert.equal(twice.disk.sizeBytes, 2 * count * 512)
+    await assert.rejects(openImage(describeDisk(directory, lines(3))), { code: 'LIMIT_EXCEEDED', message: /director/ })
   })
 
   test('a stream-optimized image whose footer says where its directory is, is what QEMU sees', async () => {
