@@ -10,6 +10,7 @@ import { TARGET_BYTES_MAX } from '../../tree/limits.ts'
 import { Kind } from '../../tree/tree.ts'
 import type { Xattr } from '../../tree/tree.ts'
 import type { Answer, DirectoryEntry, FileExtent, FileNode, VolumeFilesystem, VolumeRange } from '../filesystem.ts'
+import { RecentlyUsed } from '../recently-used.ts'
 import { BlockReader, invalid, unsupported } from './block-reader.ts'
 import { foldedName } from './casefold.ts'
 import { checkDirectoryBlock, readNames } from './directory-reader.ts'
@@ -21,7 +22,6 @@ import { GroupTable } from './group-table.ts'
 import { InodeReader, fileNodeOf, isFastSymlink } from './inode-reader.ts'
 import type { Ext4Inode } from './inode-reader.ts'
 import { readJournal } from './journal-reader.ts'
-import { Recent } from './recent.ts'
 import { ReplayedVolume } from './replayed-volume.ts'
 import type { JournaledBlock } from './replayed-volume.ts'
 import { readSuperblock } from './superblock-reader.ts'
@@ -31,9 +31,10 @@ import type { StoredXattr } from './xattr-reader.ts'
 
 /** Names of one directory. */
 const NAMES_MAX = 1 << 21
-/** Directories whose names are kept, and names of all of them; files of which it is kept where they are, and their pieces. */
-const DIRECTORIES_KEPT = { entriesMax: 2048, weightMax: 1 << 19 }
-const FILES_KEPT = { entriesMax: 256, weightMax: 1 << 16 }
+/** Names that are kept, of all directories; pieces of files of which it is kept where they are. Each directory, and each file, counts as if it had so many more. */
+const NAMES_KEPT_MAX = 1 << 19
+const PIECES_KEPT_MAX = 1 << 16
+const KEPT_OF_ONE = 256
 /** In inline directories, the number of the parent stands before the entries. */
 const INLINE_PARENT_BYTES = 4
 
@@ -114,8 +115,8 @@ export class Ext4Filesystem implements VolumeFilesystem {
   readonly #reader: BlockReader
   readonly #inodes: InodeReader
   readonly #maps: BlockMaps
-  readonly #directories = new Recent<Names>(DIRECTORIES_KEPT)
-  readonly #files = new Recent<readonly FileRun[]>(FILES_KEPT)
+  readonly #directories = new RecentlyUsed<Names>(NAMES_KEPT_MAX)
+  readonly #files = new RecentlyUsed<readonly FileRun[]>(PIECES_KEPT_MAX)
 
   /** For openExt4. */
   constructor({ reader, superblock, groups, inodes, maps }: Parts, volume: ReadableDisk, replayedBlocks = 0) {
@@ -255,7 +256,7 @@ export class Ext4Filesystem implements VolumeFilesystem {
     const entries: DirectoryEntry[] = []
     await this.#readDirectory(inode, entries)
     const names = { entries }
-    this.#directories.keep(directory, names, entries.length)
+    this.#directories.set(directory, names, KEPT_OF_ONE + entries.length)
     return names
   }
 
@@ -283,7 +284,7 @@ export class Ext4Filesystem implements VolumeFilesystem {
     const kept = this.#files.get(inode.number)
     if (kept !== undefined) return kept
     const { runs } = await this.#maps.of(inode)
-    this.#files.keep(inode.number, runs, runs.length)
+    this.#files.set(inode.number, runs, KEPT_OF_ONE + runs.length)
     return runs
   }
 

@@ -8,13 +8,13 @@ import { VarveError } from '../../errors.ts'
 import { Kind } from '../../tree/tree.ts'
 import type { Xattr } from '../../tree/tree.ts'
 import type { DirectoryEntry, FileExtent, FileNode, Timestamp, VolumeFilesystem, VolumeRange } from '../filesystem.ts'
-import { CachedDisk } from '../ntfs/cached-disk.ts'
-import { decodeName, encodeName, isPossibleName } from '../ntfs/names.ts'
+import { CachedDisk } from '../cached-disk.ts'
+import { decodeName, encodeName, isPossibleName } from '../utf16-names.ts'
 import type { ClusterRun, ClusterTable } from './cluster-table.ts'
 import { Attribute, DIRECTORY_ENTRY_BYTES } from './directory.ts'
 import { FIRST_CLUSTER } from './geometry.ts'
 import { PagedBits } from './paged-bits.ts'
-import { RecentlyUsed } from './recently-used.ts'
+import { RecentlyUsed } from '../recently-used.ts'
 
 export interface ClusterShape {
   volume: ReadableDisk
