@@ -9,7 +9,7 @@ import { ClusterTable } from '../fat/cluster-table.ts'
 import type { ClusterRun } from '../fat/cluster-table.ts'
 import { DIRECTORY_ENTRY_BYTES } from '../fat/directory.ts'
 import { FIRST_CLUSTER } from '../fat/geometry.ts'
-import type { FileExtent } from '../filesystem.ts'
+import type { PlacedExtent } from '../file-extents.ts'
 import { readExfatBoot } from './boot-region.ts'
 import type { ExfatBoot } from './boot-region.ts'
 import { EntrySetReader, EntryType, labelOf, nameOfSet, recordOf } from './entries.ts'
@@ -30,7 +30,7 @@ export class ExfatFilesystem extends ClusterFilesystem {
   /** Places of stream entries that are not right behind their file entry: a piece of a directory ends between them. By id. */
   readonly #streamPlaces = new Map<number, number>()
   #label = ''
-  #bitmap: readonly FileExtent[] = []
+  #bitmap: readonly PlacedExtent[] = []
   #upCase!: UpCaseTable
 
   private constructor(volume: ReadableDisk, boot: ExfatBoot) {
@@ -80,7 +80,7 @@ export class ExfatFilesystem extends ClusterFilesystem {
     if (run !== undefined) yield run
   }
 
-  protected rootExtents(): Promise<FileExtent[]> {
+  protected rootExtents(): Promise<PlacedExtent[]> {
     return this.place(ROOT_ID, { first: this.#boot.rootCluster, sizeBytes: undefined, validBytes: Infinity, isContiguous: false }, 'the root directory', DIRECTORY_BYTES_MAX / this.blockBytes)
   }
 
@@ -96,6 +96,7 @@ export class ExfatFilesystem extends ClusterFilesystem {
         if (streamPlace !== id + 1) this.#streamPlaces.set(id, streamPlace)
         found.push({ id, name: file.name })
       }
+      if (reader.isAtEnd) break
     }
     reader.end()
     return found
@@ -127,7 +128,7 @@ export class ExfatFilesystem extends ClusterFilesystem {
     return { bitmap, upCase, label: found.get(EntryType.label) }
   }
 
-  async #bitmapExtents(entry: Buffer): Promise<FileExtent[]> {
+  async #bitmapExtents(entry: Buffer): Promise<PlacedExtent[]> {
     const sizeBytes = Number(entry.readBigUInt64LE(24))
     if (sizeBytes < Math.ceil(this.#boot.clusters / 8) || sizeBytes > this.sizeBytes) throw this.invalid(`an allocation bitmap of ${sizeBytes} bytes does not fit ${this.#boot.clusters} clusters`)
     return this.place(BITMAP_ID, { first: entry.readUInt32LE(20), sizeBytes, validBytes: sizeBytes, isContiguous: false }, 'the allocation bitmap')
