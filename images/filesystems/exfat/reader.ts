@@ -3,6 +3,7 @@
  * Specified by Microsoft's "exFAT file system specification"; what is made of it: docs/filesystems.md. All bytes come from outside.
  */
 import type { ReadableDisk } from '../../device/block-device.ts'
+import { clearRuns } from '../clear-runs.ts'
 import { ClusterFilesystem, ROOT_ID } from '../fat/cluster-filesystem.ts'
 import type { DirectoryPiece, FoundName, NodeRecord } from '../fat/cluster-filesystem.ts'
 import { ClusterTable } from '../fat/cluster-table.ts'
@@ -56,28 +57,11 @@ export class ExfatFilesystem extends ClusterFilesystem {
   }
 
   protected async *free(): AsyncGenerator<ClusterRun> {
-    const { end } = this.table
-    let run: ClusterRun | undefined
-    let cluster = FIRST_CLUSTER
-    for await (const { bytes } of this.pieces(this.#bitmap)) {
-      for (let index = 0; index < bytes.length && cluster < end; index++, cluster += 8) {
-        const used = bytes[index]
-        if (used === 0xff) continue
-        // Free space is long: eight clusters at once.
-        const step = used === 0 ? 8 : 1
-        for (let bit = 0; bit < 8 && cluster + bit < end; bit += step) {
-          if ((used & (1 << bit)) !== 0) continue
-          const count = Math.min(step, end - cluster - bit)
-          if (run !== undefined && run.cluster + run.count === cluster + bit) {
-            run.count += count
-          } else {
-            if (run !== undefined) yield run
-            run = { cluster: cluster + bit, count }
-          }
-        }
-      }
-    }
-    if (run !== undefined) yield run
+    for await (const { first, count } of clearRuns(this.#bitmapWindows(), this.#boot.clusters)) yield { cluster: FIRST_CLUSTER + first, count }
+  }
+
+  async *#bitmapWindows(): AsyncGenerator<Buffer> {
+    for await (const { bytes } of this.pieces(this.#bitmap)) yield bytes
   }
 
   protected rootExtents(): Promise<PlacedExtent[]> {
