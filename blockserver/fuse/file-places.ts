@@ -54,17 +54,6 @@ export class FilePlaces {
   }
 }
 
-/** Index of the first extent that ends behind `offset`; the number of extents if none does. */
-export function extentAfter(extents: readonly FileExtent[], offset: number): number {
-  let low = 0
-  for (let high = extents.length; low < high; ) {
-    const middle = (low + high) >>> 1
-    if (extents[middle].fileOffset + extents[middle].length > offset) high = middle
-    else low = middle + 1
-  }
-  return low
-}
-
 function allocatedBytes(extents: readonly FileExtent[], blockBytes: number): number {
   let bytes = 0
   let last = -1

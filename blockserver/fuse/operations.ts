@@ -4,11 +4,12 @@
  */
 import type { BlockDevice, DeviceView } from '@varve/images/device/block-device.ts'
 import { VarveError } from '@varve/images/errors.ts'
+import { extentAfter } from '@varve/images/filesystems/file-extents.ts'
 import type { Answer, DirectoryEntry, FileNode } from '@varve/images/filesystems/filesystem.ts'
 import { Kind } from '@varve/images/tree/tree.ts'
 import { DirectoryLists } from './directory-lists.ts'
 import { EINVAL, ENODATA, ENOENT, ENOSPC, ENOSYS, ENXIO, EOPNOTSUPP, EPERM, ERANGE, EROFS, Refusal } from './errno.ts'
-import { FilePlaces, extentAfter } from './file-places.ts'
+import { FilePlaces } from './file-places.ts'
 import type { FilePlace } from './file-places.ts'
 import type { MountedDirectories, MountedFilesystem } from './mounted-filesystem.ts'
 import {

@@ -15,6 +15,7 @@ import { OverlayLog } from './overlay-log.ts'
 import type { LogVisit } from './overlay-log.ts'
 import { OverlayRecent, readRecent, visitRecent } from './overlay-recent.ts'
 import { OVERLAY_SECTOR_BYTES, OverlaySectors, SectorState } from './overlay-sectors.ts'
+import { settled } from './settled.ts'
 
 /** What file systems read and write, mostly: in these units nothing of an overlay is touched in vain. */
 export const OVERLAY_BLOCK_BYTES = 4096
@@ -186,7 +187,7 @@ export class OverlayDevice implements BlockDevice {
       awaited.push(Promise.reject(error instanceof Error ? error : new Error(String(error))))
     }
     // All of the overlay's own sectors were read at once, and what is below does not change: the read shows one moment.
-    if (awaited !== undefined) return this.#track(allSettled(awaited))
+    if (awaited !== undefined) return this.#track(settled(awaited))
   }
 
   view(offset: number, length: number): DeviceView | undefined {
@@ -337,7 +338,7 @@ export class OverlayDevice implements BlockDevice {
       if (awaited.length === 0) throw error
       awaited.push(Promise.reject(error instanceof Error ? error : new Error(String(error))))
     }
-    return awaited.length === 0 ? edges : allSettled(awaited).then(() => edges)
+    return awaited.length === 0 ? edges : settled(awaited).then(() => edges)
   }
 
   #write(bytes: Uint8Array, offset: number, options: WriteOptions, edges: Edges): void | Promise<void> {
@@ -447,11 +448,6 @@ export class OverlayDevice implements BlockDevice {
     if (this.#closing !== undefined) throw new TypeError('the device is closed')
     checkRange(this, offset, length)
   }
-}
-
-/** Waits for all, so that nothing is written to buffers after the answer, and then fails as the first that failed. */
-async function allSettled(calls: Promise<void>[]): Promise<void> {
-  for (const result of await Promise.allSettled(calls)) if (result.status === 'rejected') throw result.reason
 }
 
 /**

@@ -4,6 +4,7 @@
 import { VarveError } from '../errors.ts'
 import { appendExtent, checkRange } from './block-device.ts'
 import type { BlockDevice, DeviceExtent, ExtentType, ReadableDisk } from './block-device.ts'
+import { settled } from './settled.ts'
 
 /** Reads that one call waits for at a time, so that one over many tiny pieces is bounded in memory. */
 const READS_AWAITED_MAX = 64
@@ -124,10 +125,4 @@ export class PiecewiseDevice implements BlockDevice {
     if (this.#closed) throw new TypeError('the device is closed')
     checkRange(this, offset, length)
   }
-}
-
-/** Nothing writes into the caller's buffer once it has its answer. */
-async function settled(reads: Promise<void>[]): Promise<void> {
-  const failed = (await Promise.allSettled(reads)).find((read) => read.status === 'rejected')
-  if (failed !== undefined) throw failed.reason as Error
 }

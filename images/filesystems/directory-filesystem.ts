@@ -3,11 +3,13 @@
  */
 import { closeSync, constants, lstatSync, openSync, readSync, readdirSync, readlinkSync } from 'node:fs'
 import type { BigIntStats } from 'node:fs'
-import { VarveError } from '../errors.ts'
+import { VarveError, isVarveError } from '../errors.ts'
 import { dataParts, readXattrs } from '../native/libc.ts'
+import { NAME_BYTES_MAX } from '../tree/limits.ts'
 import { Kind } from '../tree/tree.ts'
 import type { Xattr } from '../tree/tree.ts'
 import type { DirectoryEntry, FileExtent, FileNode, Filesystem, Timestamp } from './filesystem.ts'
+import { isPossibleName } from './utf16-names.ts'
 
 const KIND_OF_TYPE = new Map<number, Kind>([
   [0o100000, Kind.file], [0o040000, Kind.directory], [0o120000, Kind.symlink], [0o020000, Kind.character], [0o060000, Kind.block], [0o010000, Kind.fifo], [0o140000, Kind.socket],
@@ -60,7 +62,14 @@ export class DirectoryFilesystem implements Filesystem {
   }
 
   child(directory: number, name: string): number | undefined {
-    return this.list(directory).find((entry) => entry.name === name)?.id
+    const path = this.#path(directory)
+    if (!isPossibleName(name) || name.length > NAME_BYTES_MAX) return undefined
+    try {
+      return this.#id(`${path}/${name}`)
+    } catch (error) {
+      if (!isVarveError(error, 'SOURCE_CHANGED')) throw error
+      return undefined
+    }
   }
 
   target(symlink: number): Uint8Array {

@@ -1,5 +1,5 @@
 /**
- * Ways through a Filesystem: the node of a path, and every node below one. What is read may lie: loops, depth and repeated names are looked at here.
+ * Paths in a Filesystem: the node of one, and the names of a directory. What is read may lie: loops, depth and repeated names are looked at here. All below a node: walk.ts.
  */
 import { VarveError } from '../errors.ts'
 import { DEPTH_MAX, PATH_BYTES_MAX } from '../tree/limits.ts'
@@ -8,12 +8,6 @@ import type { DirectoryEntry, FileNode, Filesystem } from './filesystem.ts'
 
 /** Symlinks on the way to one node (MAXSYMLINKS of Linux). */
 const SYMLINKS_MAX = 40
-
-export interface FoundFile {
-  /** From where the walk began, without a leading slash, bytes in latin1; '' for the start itself. */
-  path: string
-  node: FileNode
-}
 
 /**
  * The node of a path. Symlinks are followed inside of the filesystem, whose root is `/` to them; the last one of the path only with `follow`.
@@ -66,34 +60,6 @@ export async function sortedEntries(files: Filesystem, directory: number, path: 
     if (entries[index].name === entries[index - 1].name) throw new VarveError('FORMAT_INVALID', `the directory /${path} has the name ${JSON.stringify(entries[index].name)} twice`)
   }
   return entries
-}
-
-/**
- * A node and everything below it: a directory before what it holds, names in the order of their bytes. A file with several names comes with each.
- * @throws VarveError FORMAT_INVALID also for a directory with two names; LIMIT_EXCEEDED; as Filesystem.node
- */
-export async function* walkBelow(files: Filesystem, start: FileNode): AsyncGenerator<FoundFile> {
-  const visited = new Set<number>()
-  const pending: { path: string; id: number; depth: number }[] = []
-  let found: FoundFile = { path: '', node: start }
-  for (let depth = 0; ; ) {
-    yield found
-    if (found.node.kind === Kind.directory) {
-      if (visited.has(found.node.id)) throw new VarveError('FORMAT_INVALID', `the directory /${found.path} has another name, too`)
-      if (depth === DEPTH_MAX) throw tooDeep(found.path)
-      visited.add(found.node.id)
-      const entries = await sortedEntries(files, found.node.id, found.path)
-      for (let index = entries.length - 1; index >= 0; index--) pending.push({ path: joined(found.path, entries[index].name), id: entries[index].id, depth: depth + 1 })
-    }
-    const next = pending.pop()
-    if (next === undefined) return
-    depth = next.depth
-    found = { path: next.path, node: await files.node(next.id) }
-  }
-}
-
-function joined(directory: string, name: string): string {
-  return directory === '' ? name : `${directory}/${name}`
 }
 
 function tooDeep(path: string): VarveError {

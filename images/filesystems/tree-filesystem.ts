@@ -4,6 +4,7 @@
  */
 import type { ChunkCache } from '../device/chunk-cache.ts'
 import { ChunkTickets } from '../device/chunk-cache.ts'
+import { settled } from '../device/settled.ts'
 import { digestWords } from '../chunk/chunk-table.ts'
 import { digestToHex } from '../chunk/digest.ts'
 import { VarveError } from '../errors.ts'
@@ -176,15 +177,6 @@ export class TreeFilesystem implements Filesystem {
     const inode = this.#inode(id)
     if (this.#tree.kind[inode] !== Kind.file) return notOfKind(id, 'file')
     return [this.#tree.firstPiece[inode], this.#tree.firstPiece[inode] + this.#tree.pieceCount[inode]]
-  }
-}
-
-/** Nothing writes into the caller's buffer once it has its answer. */
-async function settled(pending: Promise<void>[]): Promise<void> {
-  try {
-    await Promise.all(pending)
-  } finally {
-    await Promise.allSettled(pending)
   }
 }
 

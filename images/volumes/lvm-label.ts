@@ -29,28 +29,30 @@ export interface PhysicalVolume {
   id: string
   /** Sound texts of its metadata areas; none where other physical volumes keep the metadata. */
   texts: string[]
+  /** Bytes of texts that were read, sound or not. */
+  textBytes: number
   /** What is wrong with it, in words. */
   notices: string[]
 }
 
-/** @returns undefined if it is none */
-export async function readPhysicalVolume(volume: ReadableDisk): Promise<PhysicalVolume | undefined> {
+/** @param textBytesMax of all its texts, read; what has no room is told by `notices` @returns undefined if it is none */
+export async function readPhysicalVolume(volume: ReadableDisk, { textBytesMax }: { textBytesMax: number }): Promise<PhysicalVolume | undefined> {
   const head = Buffer.alloc(Math.min(LABEL_SECTORS * SECTOR_BYTES, volume.sizeBytes))
   await volume.read(head, 0)
   for (let sector = 0; (sector + 1) * SECTOR_BYTES <= head.length; sector++) {
     const label = head.subarray(sector * SECTOR_BYTES, (sector + 1) * SECTOR_BYTES)
     if (label.toString('latin1', 0, 8) !== LABEL_ID || label.toString('latin1', 24, 32) !== LABEL_TYPE || label.readBigUInt64LE(8) !== BigInt(sector)) continue
-    if (checksum(label.subarray(LABEL_SUMMED_FROM)) !== label.readUInt32LE(16)) return { id: '', texts: [], notices: ['its label is damaged'] }
-    return readHeader(volume, label)
+    if (checksum(label.subarray(LABEL_SUMMED_FROM)) !== label.readUInt32LE(16)) return { id: '', texts: [], textBytes: 0, notices: ['its label is damaged'] }
+    return readHeader(volume, label, textBytesMax)
   }
   return undefined
 }
 
 /** The header that follows the label: an id, the size, a list of data areas and one of metadata areas, each ended by zeroes. */
-async function readHeader(volume: ReadableDisk, label: Buffer): Promise<PhysicalVolume> {
+async function readHeader(volume: ReadableDisk, label: Buffer, textBytesMax: number): Promise<PhysicalVolume> {
   const header = label.readUInt32LE(20)
   const id = label.toString('latin1', header, header + 32)
-  const found: PhysicalVolume = { id, texts: [], notices: [] }
+  const found: PhysicalVolume = { id, texts: [], textBytes: 0, notices: [] }
   for (let at = header + 40, ended = 0, areas = 0; ended < 2; at += 16, areas++) {
     if (at + 16 > label.length || areas > AREAS_MAX) {
       found.notices.push('the list of its areas does not end')
@@ -58,23 +60,30 @@ async function readHeader(volume: ReadableDisk, label: Buffer): Promise<Physical
     }
     const [offset, length] = [Number(label.readBigUInt64LE(at)), Number(label.readBigUInt64LE(at + 8))]
     if (offset === 0) ended++
-    else if (ended === 1) await readArea(volume, { offset, length }, found)
+    else if (ended === 1) await readArea(volume, { offset, length, textBytesMax }, found)
   }
   return found
 }
 
-async function readArea(volume: ReadableDisk, area: { offset: number; length: number }, { texts, notices }: PhysicalVolume): Promise<void> {
+interface Area {
+  offset: number
+  length: number
+  /** Of all texts of the physical volume. */
+  textBytesMax: number
+}
+
+async function readArea(volume: ReadableDisk, area: Area, found: PhysicalVolume): Promise<void> {
   try {
-    const text = await readText(volume, area)
-    if (text !== undefined) texts.push(text)
+    const text = await readText(volume, area, found)
+    if (text !== undefined) found.texts.push(text)
   } catch (error) {
     if (!(error instanceof VarveError) || error.code !== 'FORMAT_INVALID') throw error
-    notices.push(error.message)
+    found.notices.push(error.message)
   }
 }
 
 /** @returns undefined if the area is empty, or not in use */
-async function readText(volume: ReadableDisk, { offset, length }: { offset: number; length: number }): Promise<string | undefined> {
+async function readText(volume: ReadableDisk, { offset, length, textBytesMax }: Area, found: PhysicalVolume): Promise<string | undefined> {
   const invalid = (what: string): VarveError => new VarveError('FORMAT_INVALID', `the metadata area at ${offset} ${what}`)
   if (length < AREA_HEADER_BYTES || !(offset + length <= volume.sizeBytes)) throw invalid('is not inside of the volume')
   const header = Buffer.alloc(AREA_HEADER_BYTES)
@@ -85,6 +94,8 @@ async function readText(volume: ReadableDisk, { offset, length }: { offset: numb
   const [textOffset, textBytes] = [Number(header.readBigUInt64LE(LOCATION_OFFSET)), Number(header.readBigUInt64LE(LOCATION_OFFSET + 8))]
   if (textOffset === 0 || (header.readUInt32LE(LOCATION_OFFSET + 20) & LOCATION_IGNORED) !== 0) return undefined
   if (areaBytes > length || textOffset < AREA_HEADER_BYTES || textOffset >= areaBytes || textBytes > areaBytes - AREA_HEADER_BYTES || textBytes > TEXT_BYTES_MAX) throw invalid('points outside of itself')
+  if (found.textBytes + textBytes > textBytesMax) throw invalid(`has a text of ${textBytes} bytes, which is more than is read of one disk`)
+  found.textBytes += textBytes
   const bytes = Buffer.alloc(textBytes)
   // The area is a ring behind its header.
   const first = Math.min(textBytes, areaBytes - textOffset)

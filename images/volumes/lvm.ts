@@ -13,8 +13,10 @@ import type { Volume, VolumeTable } from './volume-table.ts'
 
 /** LVM counts in sectors of this size, whatever the disk's are. Bytes. */
 const SECTOR_BYTES = 512
-/** Of one logical volume; a striped one of 64 KiB has 16 in each MiB. */
-const SEGMENTS_MAX = 1 << 20
+/** Of all logical volumes of a disk together, which may lie on each other; a striped one of 64 KiB has 16 in each MiB. */
+const SEGMENTS_MAX = 1 << 22
+/** Of all texts of a disk: each metadata area of each physical volume has a copy. */
+const TEXT_BYTES_MAX = 64 << 20
 
 /** Where a physical volume lies, by its id without dashes. */
 type Places = ReadonlyMap<string, Volume>
@@ -22,25 +24,28 @@ type Places = ReadonlyMap<string, Volume>
 /** Adds to `table` the logical volumes that lie on its volumes. @throws what `disk.read` throws */
 export async function readLogicalVolumes(disk: ReadableDisk, table: VolumeTable): Promise<void> {
   const places = new Map<string, Volume>()
-  const texts: string[] = []
+  const texts = new Set<string>()
+  let textBytes = 0
   for (const volume of table.volumes) {
-    const found = await readPhysicalVolume(volume.view)
+    const found = await readPhysicalVolume(volume.view, { textBytesMax: TEXT_BYTES_MAX - textBytes })
     if (found === undefined) continue
+    textBytes += found.textBytes
     const title = volume.name === '' ? 'the disk' : `partition ${volume.name}`
     for (const notice of found.notices) table.notices.push(`${title} is a physical volume of LVM: ${notice}`)
     if (places.has(found.id)) table.notices.push(`${title} has the same id as another physical volume, and is not used`)
     else places.set(found.id, volume)
-    texts.push(...found.texts)
+    for (const text of found.texts) texts.add(text)
   }
   const volumes: Volume[] = []
-  for (const [name, group] of newestGroups(texts, table.notices)) new Group(name, group, places).addVolumes(disk, volumes, table.refused)
+  let segmentsMax = SEGMENTS_MAX
+  for (const [name, group] of newestGroups(texts, table.notices)) segmentsMax = new Group(name, group, { places, segmentsMax }).addVolumes(disk, volumes, table.refused)
   table.volumes.push(...volumes.sort((a, b) => (a.name < b.name ? -1 : 1)))
 }
 
 /** Each area has a copy, of which one may be older. @returns sections of volume groups by name */
-function newestGroups(texts: readonly string[], notices: string[]): [string, LvmSection][] {
+function newestGroups(texts: ReadonlySet<string>, notices: string[]): [string, LvmSection][] {
   const newest = new Map<string, { name: string; group: LvmSection; version: number }>()
-  for (const text of new Set(texts)) {
+  for (const text of texts) {
     try {
       for (const [name, group] of parseLvmText(text)) {
         if (!(group instanceof Map)) continue
@@ -63,14 +68,17 @@ class Group {
   readonly #special = new Map<string, string>()
   /** Names of logical volumes that only tie a snapshot to its origin. */
   readonly #ties = new Set<string>()
+  #segmentsLeft: number
 
-  constructor(name: string, group: LvmSection, places: Places) {
+  constructor(name: string, group: LvmSection, { places, segmentsMax }: { places: Places; segmentsMax: number }) {
     this.#name = name
     this.#group = group
     this.#places = places
+    this.#segmentsLeft = segmentsMax
   }
 
-  addVolumes(disk: ReadableDisk, volumes: Volume[], refused: VolumeTable['refused']): void {
+  /** @returns how many segments other groups may still have */
+  addVolumes(disk: ReadableDisk, volumes: Volume[], refused: VolumeTable['refused']): number {
     const all = [...optionalSection(this.#group, 'logical_volumes')].filter((entry): entry is [string, LvmSection] => entry[1] instanceof Map)
     this.#findSnapshots(all)
     for (const [name, logical] of all) {
@@ -88,6 +96,7 @@ class Group {
         refused.push({ name: title, reason: error.message })
       }
     }
+    return this.#segmentsLeft
   }
 
   /** A snapshot is a volume that names the two that it is made of: only what was changed, and the origin. */
@@ -130,14 +139,23 @@ class Group {
     const count = stripes.length / 2
     if (!(length > 0) || count < 1 || !Number.isInteger(count) || !Number.isInteger(length / count)) throw invalid('a segment has a length or stripes that cannot be')
     const starts = Array.from({ length: count }, (_, index) => this.#place(stripes[2 * index], stripes[2 * index + 1], extentBytes, length / count))
-    if (count === 1) return addSegment(segments, { offset, diskOffset: starts[0], length })
+    if (count === 1) {
+      this.#takeSegments(1)
+      return addSegment(segments, { offset, diskOffset: starts[0], length })
+    }
     const stripeBytes = integer(segment, 'stripe_size') * SECTOR_BYTES
     if (!(stripeBytes > 0) || (length / count) % stripeBytes !== 0) throw invalid('its stripes do not fit its extents')
-    if (length / stripeBytes > SEGMENTS_MAX) throw new VarveError('LIMIT_EXCEEDED', `its ${length / stripeBytes} stripes are more than ${SEGMENTS_MAX}`)
+    this.#takeSegments(length / stripeBytes)
     for (let at = 0; at < length; at += stripeBytes) {
       const stripe = at / stripeBytes
       addSegment(segments, { offset: offset + at, diskOffset: starts[stripe % count] + Math.floor(stripe / count) * stripeBytes, length: stripeBytes })
     }
+  }
+
+  /** Before they are made: neighbours count, too, which become one. */
+  #takeSegments(count: number): void {
+    if (count > this.#segmentsLeft) throw new VarveError('LIMIT_EXCEEDED', `logical volumes of more than ${SEGMENTS_MAX} segments, or stripes, of one disk are not read; it has ${count}`)
+    this.#segmentsLeft -= count
   }
 
   /** Where a run of extents of a physical volume lies on the disk, bytes. */
@@ -158,7 +176,7 @@ class Group {
 function addSegment(segments: VolumeSegment[], segment: VolumeSegment): void {
   const last = segments.at(-1)
   if (last !== undefined && last.diskOffset + last.length === segment.diskOffset) last.length += segment.length
-  else if (segments.push(segment) > SEGMENTS_MAX) throw new VarveError('LIMIT_EXCEEDED', `it has more than ${SEGMENTS_MAX} segments`)
+  else segments.push(segment)
 }
 
 function section(parent: LvmSection, name: string): LvmSection {

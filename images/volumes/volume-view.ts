@@ -3,6 +3,7 @@
  */
 import { appendExtent, checkRange } from '../device/block-device.ts'
 import type { DeviceExtent, ReadableDisk } from '../device/block-device.ts'
+import { settled } from '../device/settled.ts'
 
 /** A part of a volume that lies in one piece, bytes. */
 export interface VolumeSegment {
@@ -45,7 +46,7 @@ export class VolumeView implements ReadableDisk {
     const places = this.places(offset, into.length)
     if (places.length === 1) return this.#disk.read(into, places[0].diskOffset)
     const pending = places.map(({ offset: at, diskOffset, length }) => this.#disk.read(into.subarray(at - offset, at - offset + length), diskOffset)).filter((read) => read !== undefined)
-    if (pending.length > 0) return Promise.all(pending).then(() => undefined)
+    if (pending.length > 0) return settled(pending)
   }
 
   #extents(offset: number, length: number, most = Infinity): DeviceExtent[] {

@@ -10,7 +10,8 @@ import { ChunkCache } from '@varve/images/device/chunk-cache.ts'
 import { VarveError } from '@varve/images/errors.ts'
 import { allPieces } from '@varve/images/filesystems/file-content.ts'
 import type { FileNode } from '@varve/images/filesystems/filesystem.ts'
-import { resolvePath, sortedEntries, walkBelow } from '@varve/images/filesystems/file-paths.ts'
+import { resolvePath, sortedEntries } from '@varve/images/filesystems/file-paths.ts'
+import { walk } from '@varve/images/filesystems/walk.ts'
 import type { Home } from '@varve/images/store/home.ts'
 import { Kind } from '@varve/images/tree/tree.ts'
 import { CopyOut } from '../files/copy-out.ts'
@@ -164,7 +165,7 @@ async function find(invocation: Invocation, what: string, options: FilterOptions
     })
     if (start === undefined) continue
     const prefix = path.replace(/^\/+|\/+$/g, '')
-    for await (const found of walkBelow(opened.files, start)) {
+    for await (const found of walk(opened.files, { from: start.id, sorted: true })) {
       invocation.signal.throwIfAborted()
       const full = [prefix, found.path].filter((part) => part !== '').join('/')
       if (!wanted(full.slice(full.lastIndexOf('/') + 1), found.node)) continue

@@ -7,7 +7,7 @@ import { printPath } from '@varve/composer/merge/print-path.ts'
 import { VarveError, isVarveError } from '@varve/images/errors.ts'
 import { allPieces, dataPieces, mergedExtents } from '@varve/images/filesystems/file-content.ts'
 import type { FileNode, Filesystem } from '@varve/images/filesystems/filesystem.ts'
-import { walkBelow } from '@varve/images/filesystems/file-paths.ts'
+import { walk } from '@varve/images/filesystems/walk.ts'
 import { TAR_END, tarContentBytes, tarHead, tarPadding } from '@varve/images/formats/tar-writer.ts'
 import type { TarMember } from '@varve/images/formats/tar-writer.ts'
 import { Kind } from '@varve/images/tree/tree.ts'
@@ -25,7 +25,7 @@ export async function writeTar(files: Filesystem, start: FileNode, { name, to, s
     signal.throwIfAborted()
     if (bytes.length > 0 && !to.write(bytes)) await once(to, 'drain', { signal })
   }
-  for await (const { path, node } of walkBelow(files, start)) {
+  for await (const { path, node } of walk(files, { from: start.id, sorted: true })) {
     const below = [name, path].filter((part) => part !== '').join('/')
     try {
       const member = await memberOf(files, node, below === '' ? '.' : below, first)

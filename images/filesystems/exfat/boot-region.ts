@@ -15,6 +15,7 @@ const SECTOR_SHIFT_MAX = 12
 const CLUSTER_SHIFT_MAX = 25
 const CLUSTERS_MAX = 2 ** 32 - 11
 const REVISION_MAJOR = 1
+const EXTENDED_SIGNATURE = 0xaa550000
 const FLAG_SECOND_FAT = 0x1
 const FLAG_DIRTY = 0x2
 /** Flags and percentage in use change while it is mounted, and are not in the checksum. */
@@ -34,10 +35,23 @@ export interface ExfatBoot {
   isDirty: boolean
 }
 
-/** True if the first sector, or if it was overwritten, one where the backup would begin, is a boot sector of exFAT. */
+/**
+ * True if the first sector is a boot sector of exFAT; or, if it alone was overwritten, one where the backup would begin. What is made on a volume later
+ * (swap, say) takes more than the first sector, and may leave the backup.
+ */
 export async function hasExfatBoot(volume: ReadableDisk): Promise<boolean> {
-  for (const offset of [0, ...backupOffsets()]) if (isBootSector(await sectorAt(volume, offset))) return true
+  if (isBootSector(await sectorAt(volume, 0))) return true
+  for (const offset of backupOffsets()) {
+    if (isBootSector(await sectorAt(volume, offset)) && await isExtendedBootSector(volume, offset / REGION_SECTORS)) return true
+  }
   return false
+}
+
+/** Whether the second sector is still one of a boot region (section 3.2). */
+async function isExtendedBootSector(volume: ReadableDisk, sectorBytes: number): Promise<boolean> {
+  const signature = Buffer.alloc(4)
+  await volume.read(signature, 2 * sectorBytes - signature.length)
+  return signature.readUInt32LE() === EXTENDED_SIGNATURE
 }
 
 /** @throws VarveError FORMAT_INVALID, FORMAT_UNSUPPORTED; what is wrong with the main region, if the backup is not valid either */

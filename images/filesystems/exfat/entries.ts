@@ -41,6 +41,11 @@ export class EntrySetReader {
     this.#name = name
   }
 
+  /** Nothing more follows. */
+  get isAtEnd(): boolean {
+    return this.#atEnd
+  }
+
   /** @param offset of `bytes` on the volume @throws VarveError FORMAT_INVALID, FORMAT_UNSUPPORTED */
   read(bytes: Buffer, offset: number): EntrySet[] {
     const sets: EntrySet[] = []

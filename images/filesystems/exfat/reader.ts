@@ -3,13 +3,14 @@
  * Specified by Microsoft's "exFAT file system specification"; what is made of it: docs/filesystems.md. All bytes come from outside.
  */
 import type { ReadableDisk } from '../../device/block-device.ts'
+import { clearRuns } from '../clear-runs.ts'
 import { ClusterFilesystem, ROOT_ID } from '../fat/cluster-filesystem.ts'
 import type { DirectoryPiece, FoundName, NodeRecord } from '../fat/cluster-filesystem.ts'
 import { ClusterTable } from '../fat/cluster-table.ts'
 import type { ClusterRun } from '../fat/cluster-table.ts'
 import { DIRECTORY_ENTRY_BYTES } from '../fat/directory.ts'
 import { FIRST_CLUSTER } from '../fat/geometry.ts'
-import type { FileExtent } from '../filesystem.ts'
+import type { PlacedExtent } from '../file-extents.ts'
 import { readExfatBoot } from './boot-region.ts'
 import type { ExfatBoot } from './boot-region.ts'
 import { EntrySetReader, EntryType, labelOf, nameOfSet, recordOf } from './entries.ts'
@@ -30,7 +31,7 @@ export class ExfatFilesystem extends ClusterFilesystem {
   /** Places of stream entries that are not right behind their file entry: a piece of a directory ends between them. By id. */
   readonly #streamPlaces = new Map<number, number>()
   #label = ''
-  #bitmap: readonly FileExtent[] = []
+  #bitmap: readonly PlacedExtent[] = []
   #upCase!: UpCaseTable
 
   private constructor(volume: ReadableDisk, boot: ExfatBoot) {
@@ -56,31 +57,14 @@ export class ExfatFilesystem extends ClusterFilesystem {
   }
 
   protected async *free(): AsyncGenerator<ClusterRun> {
-    const { end } = this.table
-    let run: ClusterRun | undefined
-    let cluster = FIRST_CLUSTER
-    for await (const { bytes } of this.pieces(this.#bitmap)) {
-      for (let index = 0; index < bytes.length && cluster < end; index++, cluster += 8) {
-        const used = bytes[index]
-        if (used === 0xff) continue
-        // Free space is long: eight clusters at once.
-        const step = used === 0 ? 8 : 1
-        for (let bit = 0; bit < 8 && cluster + bit < end; bit += step) {
-          if ((used & (1 << bit)) !== 0) continue
-          const count = Math.min(step, end - cluster - bit)
-          if (run !== undefined && run.cluster + run.count === cluster + bit) {
-            run.count += count
-          } else {
-            if (run !== undefined) yield run
-            run = { cluster: cluster + bit, count }
-          }
-        }
-      }
-    }
-    if (run !== undefined) yield run
+    for await (const { first, count } of clearRuns(this.#bitmapWindows(), this.#boot.clusters)) yield { cluster: FIRST_CLUSTER + first, count }
   }
 
-  protected rootExtents(): Promise<FileExtent[]> {
+  async *#bitmapWindows(): AsyncGenerator<Buffer> {
+    for await (const { bytes } of this.pieces(this.#bitmap)) yield bytes
+  }
+
+  protected rootExtents(): Promise<PlacedExtent[]> {
     return this.place(ROOT_ID, { first: this.#boot.rootCluster, sizeBytes: undefined, validBytes: Infinity, isContiguous: false }, 'the root directory', DIRECTORY_BYTES_MAX / this.blockBytes)
   }
 
@@ -96,6 +80,7 @@ export class ExfatFilesystem extends ClusterFilesystem {
         if (streamPlace !== id + 1) this.#streamPlaces.set(id, streamPlace)
         found.push({ id, name: file.name })
       }
+      if (reader.isAtEnd) break
     }
     reader.end()
     return found
@@ -127,7 +112,7 @@ export class ExfatFilesystem extends ClusterFilesystem {
     return { bitmap, upCase, label: found.get(EntryType.label) }
   }
 
-  async #bitmapExtents(entry: Buffer): Promise<FileExtent[]> {
+  async #bitmapExtents(entry: Buffer): Promise<PlacedExtent[]> {
     const sizeBytes = Number(entry.readBigUInt64LE(24))
     if (sizeBytes < Math.ceil(this.#boot.clusters / 8) || sizeBytes > this.sizeBytes) throw this.invalid(`an allocation bitmap of ${sizeBytes} bytes does not fit ${this.#boot.clusters} clusters`)
     return this.place(BITMAP_ID, { first: entry.readUInt32LE(20), sizeBytes, validBytes: sizeBytes, isContiguous: false }, 'the allocation bitmap')

@@ -3,6 +3,7 @@
  * Bytes: Documentation/filesystems/ext4/ifork.rst of Linux.
  */
 import { VarveError } from '../../errors.ts'
+import type { PlacedExtent } from '../file-extents.ts'
 import type { Answer } from '../filesystem.ts'
 import { invalid } from './block-reader.ts'
 import type { BlockReader } from './block-reader.ts'
@@ -12,17 +13,9 @@ import { INODE, INODE_BLOCK_BYTES, INODE_FLAG, RO_COMPAT } from './format.ts'
 import type { Ext4Inode } from './inode-reader.ts'
 import type { Ext4Superblock } from './superblock-reader.ts'
 
-/** A part of a file, bytes. */
-export interface FileRun {
-  fileOffset: number
-  /** From the start of the volume. */
-  diskOffset: number
-  length: number
-}
-
 export interface FileBlocks {
   /** In file order, up to the end of the last block that the file's size reaches; what lies between is holes. */
-  runs: FileRun[]
+  runs: PlacedExtent[]
   /** Blocks of the tree or map outside of the inode, bytes from the start of the volume. */
   nodes: number[]
 }

@@ -9,19 +9,21 @@ import { VarveError } from '../../errors.ts'
 import { TARGET_BYTES_MAX } from '../../tree/limits.ts'
 import { Kind } from '../../tree/tree.ts'
 import type { Xattr } from '../../tree/tree.ts'
+import { extentAfter, readPlaced } from '../file-extents.ts'
+import type { PlacedExtent } from '../file-extents.ts'
 import type { Answer, DirectoryEntry, FileExtent, FileNode, VolumeFilesystem, VolumeRange } from '../filesystem.ts'
+import { RecentlyUsed } from '../recently-used.ts'
 import { BlockReader, invalid, unsupported } from './block-reader.ts'
 import { foldedName } from './casefold.ts'
 import { checkDirectoryBlock, readNames } from './directory-reader.ts'
 import { BlockMaps } from './file-blocks.ts'
-import type { FileBlocks, FileRun } from './file-blocks.ts'
+import type { FileBlocks } from './file-blocks.ts'
 import { COMPAT, FAST_SYMLINK_BYTES_MAX, INCOMPAT, INODE, INODE_BLOCK_BYTES, INODE_FLAG, RO_COMPAT, ROOT_INODE } from './format.ts'
 import { unusedRanges } from './free-blocks.ts'
 import { GroupTable } from './group-table.ts'
 import { InodeReader, fileNodeOf, isFastSymlink } from './inode-reader.ts'
 import type { Ext4Inode } from './inode-reader.ts'
 import { readJournal } from './journal-reader.ts'
-import { Recent } from './recent.ts'
 import { ReplayedVolume } from './replayed-volume.ts'
 import type { JournaledBlock } from './replayed-volume.ts'
 import { readSuperblock } from './superblock-reader.ts'
@@ -31,9 +33,10 @@ import type { StoredXattr } from './xattr-reader.ts'
 
 /** Names of one directory. */
 const NAMES_MAX = 1 << 21
-/** Directories whose names are kept, and names of all of them; files of which it is kept where they are, and their pieces. */
-const DIRECTORIES_KEPT = { entriesMax: 2048, weightMax: 1 << 19 }
-const FILES_KEPT = { entriesMax: 256, weightMax: 1 << 16 }
+/** Names that are kept, of all directories; pieces of files of which it is kept where they are. Each directory, and each file, counts as if it had so many more. */
+const NAMES_KEPT_MAX = 1 << 19
+const PIECES_KEPT_MAX = 1 << 16
+const KEPT_OF_ONE = 256
 /** In inline directories, the number of the parent stands before the entries. */
 const INLINE_PARENT_BYTES = 4
 
@@ -90,7 +93,7 @@ async function journaledBlocks({ reader, superblock, inodes, maps }: Parts): Pro
   const { runs } = await maps.of(inode)
   const placeOf = (block: number): number => {
     const offset = block * blockBytes
-    const run = runs[runAt(runs, offset)]
+    const run = runs[extentAfter(runs, offset)]
     if (run === undefined || run.fileOffset > offset) throw invalid(`its journal has no block ${block}`)
     return run.diskOffset + offset - run.fileOffset
   }
@@ -114,8 +117,8 @@ export class Ext4Filesystem implements VolumeFilesystem {
   readonly #reader: BlockReader
   readonly #inodes: InodeReader
   readonly #maps: BlockMaps
-  readonly #directories = new Recent<Names>(DIRECTORIES_KEPT)
-  readonly #files = new Recent<readonly FileRun[]>(FILES_KEPT)
+  readonly #directories = new RecentlyUsed<Names>(NAMES_KEPT_MAX)
+  readonly #files = new RecentlyUsed<readonly PlacedExtent[]>(PIECES_KEPT_MAX)
 
   /** For openExt4. */
   constructor({ reader, superblock, groups, inodes, maps }: Parts, volume: ReadableDisk, replayedBlocks = 0) {
@@ -193,7 +196,7 @@ export class Ext4Filesystem implements VolumeFilesystem {
       into.fill(0, content.length)
       return
     }
-    await this.#readRuns(await this.#runs(inode), into, offset)
+    await readPlaced(this.volume, await this.#runs(inode), into, offset)
   }
 
   unused(): AsyncIterable<VolumeRange> {
@@ -226,7 +229,7 @@ export class Ext4Filesystem implements VolumeFilesystem {
   }
 
   /** Where the journal is; nothing if there is none on this volume. @throws as `node` */
-  async journal(): Promise<readonly FileRun[]> {
+  async journal(): Promise<readonly PlacedExtent[]> {
     const { journalInode, inodes } = this.#superblock
     return journalInode === 0 || journalInode > inodes ? [] : (await this.#maps.of(await this.#inodes.read(journalInode))).runs
   }
@@ -255,7 +258,7 @@ export class Ext4Filesystem implements VolumeFilesystem {
     const entries: DirectoryEntry[] = []
     await this.#readDirectory(inode, entries)
     const names = { entries }
-    this.#directories.keep(directory, names, entries.length)
+    this.#directories.set(directory, names, KEPT_OF_ONE + entries.length)
     return names
   }
 
@@ -279,16 +282,16 @@ export class Ext4Filesystem implements VolumeFilesystem {
     }
   }
 
-  async #runs(inode: Ext4Inode): Promise<readonly FileRun[]> {
+  async #runs(inode: Ext4Inode): Promise<readonly PlacedExtent[]> {
     const kept = this.#files.get(inode.number)
     if (kept !== undefined) return kept
     const { runs } = await this.#maps.of(inode)
-    this.#files.keep(inode.number, runs, runs.length)
+    this.#files.set(inode.number, runs, KEPT_OF_ONE + runs.length)
     return runs
   }
 
   /** Adds a run, cut where parts of it are in the journal. */
-  #addExtents(extents: FileExtent[], { fileOffset, diskOffset, length }: FileRun): void {
+  #addExtents(extents: FileExtent[], { fileOffset, diskOffset, length }: PlacedExtent): void {
     const journaled = this.volume instanceof ReplayedVolume ? this.volume.journaled(diskOffset, length) : []
     let done = 0
     for (const number of journaled) {
@@ -300,26 +303,11 @@ export class Ext4Filesystem implements VolumeFilesystem {
     if (done < length) extents.push({ fileOffset: fileOffset + done, length: length - done, diskOffset: diskOffset + done })
   }
 
-  /** @param runs may reach beyond the end of the file; `into` does not */
-  async #readRuns(runs: readonly FileRun[], into: Uint8Array, offset: number): Promise<void> {
-    const end = offset + into.length
-    let done = offset
-    for (let index = runAt(runs, offset); index < runs.length && runs[index].fileOffset < end; index++) {
-      const { fileOffset, diskOffset, length } = runs[index]
-      const from = Math.max(offset, fileOffset)
-      const to = Math.min(end, fileOffset + length)
-      into.fill(0, done - offset, from - offset)
-      await this.volume.read(into.subarray(from - offset, to - offset), diskOffset + from - fileOffset)
-      done = to
-    }
-    into.fill(0, done - offset)
-  }
-
   /** All of what is not large. */
   async #content(inode: Ext4Inode): Promise<Uint8Array> {
     const content = new Uint8Array(inode.sizeBytes)
     if ((inode.flags & INODE_FLAG.inlineData) !== 0) content.set(inlineContent(inode))
-    else await this.#readRuns((await this.#maps.of(inode)).runs, content, 0)
+    else await readPlaced(this.volume, (await this.#maps.of(inode)).runs, content, 0)
     return content
   }
 
@@ -342,15 +330,4 @@ function inlineContent(inode: Ext4Inode): Buffer {
   const rest = inlineRest(xattrsOfInode(inode))
   const block = inode.bytes.subarray(INODE.block, INODE.block + INODE_BLOCK_BYTES)
   return Buffer.concat(rest === undefined ? [block] : [block, rest]).subarray(0, inode.sizeBytes)
-}
-
-/** Index of the first run that ends after `offset`. */
-function runAt(runs: readonly FileRun[], offset: number): number {
-  let low = 0
-  for (let high = runs.length; low < high;) {
-    const middle = (low + high) >>> 1
-    if (runs[middle].fileOffset + runs[middle].length > offset) high = middle
-    else low = middle + 1
-  }
-  return low
 }

@@ -2,6 +2,7 @@
  * Blocks that nothing uses, from the bitmaps; where a bitmap was never written, from what it would be.
  * Bytes: Documentation/filesystems/ext4/bitmaps.rst of Linux.
  */
+import { clearRuns } from '../clear-runs.ts'
 import type { VolumeRange } from '../filesystem.ts'
 import { invalid } from './block-reader.ts'
 import type { BlockReader } from './block-reader.ts'
@@ -12,29 +13,21 @@ import type { Ext4Superblock } from './superblock-reader.ts'
 
 /** In order; neighbours of two groups are one. @throws VarveError FORMAT_INVALID */
 export async function* unusedRanges(reader: BlockReader, superblock: Ext4Superblock, groups: GroupTable): AsyncGenerator<VolumeRange> {
-  const { blockBytes } = superblock
+  const { blockBytes, blocks, firstBlock } = superblock
+  for await (const { first, count } of clearRuns(bitmaps(reader, superblock, groups), blocks - firstBlock)) yield { offset: (firstBlock + first) * blockBytes, length: count * blockBytes }
+}
+
+/** Of all groups: one after the other, they are one bitmap of all blocks. */
+async function* bitmaps(reader: BlockReader, superblock: Ext4Superblock, groups: GroupTable): AsyncGenerator<Uint8Array> {
   const guests = metadataByGroup(superblock, groups)
-  let [start, end] = [0, 0]
-  for (let group = 0; group < superblock.groups; group++) {
-    const first = superblock.firstBlock + group * superblock.blocksPerGroup
-    const length = Math.min(superblock.blocksPerGroup, superblock.blocks - first)
-    const bitmap = await bitmapOf(reader, superblock, groups, group, guests.get(group) ?? [])
-    for (const [from, to] of freeRuns(bitmap, length)) {
-      if (first + from !== end) {
-        if (end > start) yield { offset: start * blockBytes, length: (end - start) * blockBytes }
-        start = first + from
-      }
-      end = first + to
-    }
-  }
-  if (end > start) yield { offset: start * blockBytes, length: (end - start) * blockBytes }
+  for (let group = 0; group < superblock.groups; group++) yield await bitmapOf(reader, superblock, groups, group, guests.get(group) ?? [])
 }
 
 async function bitmapOf(reader: BlockReader, superblock: Ext4Superblock, groups: GroupTable, group: number, guests: readonly [number, number][]): Promise<Uint8Array> {
   const { blockBytes, blocksPerGroup, roCompat, checksumSeed } = superblock
   const hasFlags = (roCompat & (RO_COMPAT.metadataCsum | RO_COMPAT.groupChecksum)) !== 0
   if (hasFlags && (groups.flags(group) & GROUP_FLAG.blockUninit) !== 0) {
-    const bitmap = new Uint8Array(blockBytes)
+    const bitmap = new Uint8Array(blocksPerGroup / 8)
     let done = 0
     for (const [from, to] of [[0, groups.headBlocks(group)], ...guests].sort((a, b) => a[0] - b[0])) {
       for (let block = Math.max(from, done); block < to; block++) bitmap[block >>> 3] |= 1 << (block & 7)
@@ -74,16 +67,4 @@ function metadataByGroup(superblock: Ext4Superblock, groups: GroupTable): Map<nu
     add(groups.block(group, 'inodeTable'), tableBlocks)
   }
   return found
-}
-
-/** Runs of bits that are not set. @param length bits */
-function* freeRuns(bitmap: Uint8Array, length: number): Generator<[from: number, to: number]> {
-  const isUsed = (bit: number): boolean => (bitmap[bit >>> 3] & (1 << (bit & 7))) !== 0
-  for (let at = 0; at < length;) {
-    while (at < length && isUsed(at)) at += (at & 7) === 0 && bitmap[at >>> 3] === 0xff ? 8 : 1
-    const from = Math.min(at, length)
-    while (at < length && !isUsed(at)) at += (at & 7) === 0 && bitmap[at >>> 3] === 0 ? 8 : 1
-    const to = Math.min(at, length)
-    if (to > from) yield [from, to]
-  }
 }

@@ -31,6 +31,9 @@ const COMMIT_TIME_OFFSET = 48
 const CHECKSUM_CRC32 = 1
 /** mke2fs makes at most 10,240,000; the larger default is 262,144. */
 const BLOCKS_MAX = 1 << 24
+/** A commit takes a block at least, and mostly hundreds; one of 4 KiB lists a thousand revoked blocks. */
+const TRANSACTIONS_MAX = 1 << 20
+const REVOKES_MAX = 1 << 22
 const FAST_BLOCKS_DEFAULT = 256
 const FAST_TAG_TAIL = 0x08
 const FAST_TAG_HEAD = 0x09
@@ -130,9 +133,11 @@ async function scan(journal: Journal): Promise<Transaction[]> {
   let [isSuspect, lastTime, sum] = [false, 0n, CHECKSUM_START]
   /** Of a transaction whose commit does not fit, where the kernel may go on to look for others. */
   let failed: number | undefined
+  let revokes = 0
   for (let at = journal.start, seen = 0; ; at = behind(journal, at, 1)) {
     // A log that goes round has no end.
     if (++seen > journal.end - journal.first) throw damaged('goes round in a circle')
+    if (transactions.length > TRANSACTIONS_MAX || revokes > REVOKES_MAX) throw new VarveError('LIMIT_EXCEEDED', `ext4: a journal of more than ${TRANSACTIONS_MAX} transactions, or ${REVOKES_MAX} revoked blocks`)
     const block = await blockOf(journal, at)
     if (block.readUInt32BE(0) !== JOURNAL_MAGIC || block.readUInt32BE(8) !== current.sequence) return transactions
     switch (block.readUInt32BE(4)) {
@@ -147,7 +152,7 @@ async function scan(journal: Journal): Promise<Transaction[]> {
         break
       }
       case BLOCK_REVOKE:
-        if (isSoundTail(journal, block)) readRevokes(journal, block, current)
+        if (isSoundTail(journal, block)) revokes += readRevokes(journal, block, current)
         else isSuspect = true
         break
       case BLOCK_COMMIT: {
@@ -215,12 +220,13 @@ function readTags(journal: Journal, block: Buffer, at: number, { blocks, copies,
   }
 }
 
-/** Blocks whose versions in this and earlier transactions do not count: they became something that is not journaled. */
-function readRevokes({ checksumVersion, is64, blockBytes }: Journal, block: Buffer, { revoked }: Transaction): void {
+/** Blocks whose versions in this and earlier transactions do not count: they became something that is not journaled. @returns how many there are */
+function readRevokes({ checksumVersion, is64, blockBytes }: Journal, block: Buffer, { revoked }: Transaction): number {
   const end = block.readUInt32BE(HEADER_BYTES)
   const width = is64 ? 8 : 4
   if (end > blockBytes - (checksumVersion > 0 ? TAIL_BYTES : 0)) throw damaged('has a list of revoked blocks that cannot be')
   for (let at = HEADER_BYTES + 4; at + width <= end; at += width) revoked.push(is64 ? Number(block.readBigUInt64BE(at)) : block.readUInt32BE(at))
+  return Math.max(0, Math.floor((end - HEADER_BYTES - 4) / width))
 }
 
 function isSoundCommit({ hasV1Checksums, checksumVersion, checksumSeed }: Journal, block: Buffer, sum: number): boolean {

@@ -51,6 +51,8 @@ const STATE_ERRORS = 2
 const CHECKSUM_CRC32C = 1
 const BLOCK_BYTES_MAX = 64 << 10
 const GROUPS_MAX = 1 << 20
+/** Of all groups: they are kept. */
+const DESCRIPTORS_BYTES_MAX = 64 << 20
 /** Groups whose copies are looked for, and what is zero at least if the start of a volume was wiped, bytes: what other formats leave there is not. */
 const COPY_GROUPS = [1, 3, 5, 7, 9, 25, 27, 49]
 const WIPED_BYTES = 68 << 10
@@ -155,7 +157,9 @@ function checkShape({ blockBytes, blocks, firstBlock, blocksPerGroup, groups, in
     && isPowerOfTwo(descriptorBytes) && descriptorBytes >= 32 && descriptorBytes <= 1024 && groups >= 1 && inodes >= 1 && inodes <= groups * inodesPerGroup
   if (!isPossible) throw invalid('the superblock says what cannot be')
   if (blocks * blockBytes > volumeBytes) throw invalid(`the volume of ${volumeBytes} bytes is smaller than the filesystem of ${blocks * blockBytes}: it was cut off`)
-  if (groups > GROUPS_MAX) throw new VarveError('LIMIT_EXCEEDED', `ext4: ${groups} groups are more than ${GROUPS_MAX}`)
+  if (groups > GROUPS_MAX || groups * descriptorBytes > DESCRIPTORS_BYTES_MAX) throw new VarveError('LIMIT_EXCEEDED', `ext4: ${groups} groups with descriptors of ${descriptorBytes} bytes; at most ${GROUPS_MAX} of 64 bytes are read`)
+  // Each group has a table of its own.
+  if (groups * Math.ceil((inodesPerGroup * inodeBytes) / blockBytes) > blocks) throw invalid('there is no room for its inodes')
 }
 
 /** True if a group begins with a copy of the superblock. */

@@ -7,14 +7,16 @@ import type { ReadableDisk } from '../../device/block-device.ts'
 import { VarveError } from '../../errors.ts'
 import { Kind } from '../../tree/tree.ts'
 import type { Xattr } from '../../tree/tree.ts'
-import type { DirectoryEntry, FileExtent, FileNode, Timestamp, VolumeFilesystem, VolumeRange } from '../filesystem.ts'
-import { CachedDisk } from '../ntfs/cached-disk.ts'
-import { decodeName, encodeName, isPossibleName } from '../ntfs/names.ts'
+import { readPlaced } from '../file-extents.ts'
+import type { PlacedExtent } from '../file-extents.ts'
+import type { DirectoryEntry, FileNode, Timestamp, VolumeFilesystem, VolumeRange } from '../filesystem.ts'
+import { CachedDisk } from '../cached-disk.ts'
+import { decodeName, encodeName, isPossibleName } from '../utf16-names.ts'
 import type { ClusterRun, ClusterTable } from './cluster-table.ts'
 import { Attribute, DIRECTORY_ENTRY_BYTES } from './directory.ts'
 import { FIRST_CLUSTER } from './geometry.ts'
 import { PagedBits } from './paged-bits.ts'
-import { RecentlyUsed } from './recently-used.ts'
+import { RecentlyUsed } from '../recently-used.ts'
 
 export interface ClusterShape {
   volume: ReadableDisk
@@ -98,7 +100,7 @@ export abstract class ClusterFilesystem implements VolumeFilesystem {
   readonly #given = new PagedBits()
   readonly #claimed = new PagedBits()
   readonly #claimants = new PagedBits()
-  readonly #extents = new RecentlyUsed<readonly FileExtent[]>(EXTENTS_KEPT_MAX)
+  readonly #extents = new RecentlyUsed<readonly PlacedExtent[]>(EXTENTS_KEPT_MAX)
   readonly #directories = new RecentlyUsed<Directory>(NAMES_KEPT_MAX)
 
   protected constructor({ volume, sizeBytes, clusterBytes, heapOffset, table }: ClusterShape) {
@@ -114,7 +116,7 @@ export abstract class ClusterFilesystem implements VolumeFilesystem {
   /** What the entry of `id` says; the root has no entry. @throws VarveError FORMAT_INVALID */
   protected abstract record(id: number): Promise<NodeRecord>
   /** Where the root directory is. @throws VarveError FORMAT_INVALID, LIMIT_EXCEEDED */
-  protected abstract rootExtents(): Promise<readonly FileExtent[]>
+  protected abstract rootExtents(): Promise<readonly PlacedExtent[]>
   /** Names in a directory, in the order in which they stand there. @throws VarveError FORMAT_INVALID, FORMAT_UNSUPPORTED */
   protected abstract names(pieces: AsyncIterable<DirectoryPiece>, name: string): Promise<FoundName[]>
   /** By which names are compared. @param name UTF-16 */
@@ -167,7 +169,7 @@ export abstract class ClusterFilesystem implements VolumeFilesystem {
     return id === ROOT_ID ? [] : [{ name: ATTRIBUTES_XATTR, value: Buffer.from(`0x${attributes.toString(16).padStart(8, '0')}`) }]
   }
 
-  async extents(file: number): Promise<readonly FileExtent[]> {
+  async extents(file: number): Promise<readonly PlacedExtent[]> {
     let extents = this.#extents.get(file)
     if (extents === undefined) {
       const { content } = await this.#file(file)
@@ -187,29 +189,18 @@ export abstract class ClusterFilesystem implements VolumeFilesystem {
   async read(file: number, into: Uint8Array, offset: number): Promise<void> {
     const { content } = await this.#file(file)
     if (!Number.isSafeInteger(offset) || offset < 0 || offset + into.length > content.sizeBytes!) throw new RangeError(`range ${offset}+${into.length} is outside a file of ${content.sizeBytes} bytes`)
-    const extents = await this.extents(file)
-    const end = offset + into.length
-    let at = offset
-    for (let index = firstEndingAfter(extents, offset); at < end && index < extents.length; index++) {
-      const { fileOffset, length, diskOffset } = extents[index]
-      const from = Math.max(at, fileOffset)
-      const to = Math.min(end, fileOffset + length)
-      into.fill(0, at - offset, Math.min(from, end) - offset)
-      if (from < to) await this.#volume.read(into.subarray(from - offset, to - offset), diskOffset! + from - fileOffset)
-      at = Math.max(at, to)
-    }
-    into.fill(0, at - offset)
+    await readPlaced(this.#volume, await this.extents(file), into, offset)
   }
 
   /** Where content lies on the volume. Its clusters are `id`'s from now on. @throws VarveError FORMAT_INVALID, LIMIT_EXCEEDED */
-  protected async place(id: number, content: Content, name: string, clustersMax = Infinity): Promise<FileExtent[]> {
+  protected async place(id: number, content: Content, name: string, clustersMax = Infinity): Promise<PlacedExtent[]> {
     const { first, sizeBytes, validBytes, isContiguous } = content
     if (sizeBytes === 0) return []
     const wanted = sizeBytes === undefined ? undefined : Math.ceil(sizeBytes / this.blockBytes)
     if (wanted !== undefined && !this.table.holds(first, isContiguous ? wanted : 1)) throw this.invalid(`${name}: ${wanted} clusters from ${first} on are not inside the volume`)
     const runs = isContiguous ? [{ cluster: first, count: wanted! }] : await this.table.chain(first, { wanted, most: clustersMax, name })
     this.#claim(id, runs, name)
-    const extents: FileExtent[] = []
+    const extents: PlacedExtent[] = []
     let fileOffset = 0
     for (const { cluster, count } of runs) {
       const length = Math.min(count * this.blockBytes, validBytes - fileOffset)
@@ -225,12 +216,12 @@ export abstract class ClusterFilesystem implements VolumeFilesystem {
   }
 
   /** Content in pieces. */
-  protected async *pieces(extents: readonly FileExtent[]): AsyncGenerator<DirectoryPiece> {
+  protected async *pieces(extents: readonly PlacedExtent[]): AsyncGenerator<DirectoryPiece> {
     for (const { length, diskOffset } of extents) {
       for (let at = 0; at < length; at += PIECE_BYTES) {
         const bytes = Buffer.alloc(Math.min(PIECE_BYTES, length - at))
-        await this.#volume.read(bytes, diskOffset! + at)
-        yield { bytes, offset: diskOffset! + at }
+        await this.#volume.read(bytes, diskOffset + at)
+        yield { bytes, offset: diskOffset + at }
       }
     }
   }
@@ -283,7 +274,7 @@ export abstract class ClusterFilesystem implements VolumeFilesystem {
     return directory
   }
 
-  async #directoryExtents(id: number, name: string): Promise<readonly FileExtent[]> {
+  async #directoryExtents(id: number, name: string): Promise<readonly PlacedExtent[]> {
     if (id === ROOT_ID) return this.rootExtents()
     const { attributes, content } = await this.#record(id)
     if ((attributes & Attribute.directory) === 0) throw new RangeError(`${id} is no directory`)
@@ -310,15 +301,4 @@ const ROOT: NodeRecord = { attributes: Attribute.directory, content: { first: 0,
 
 function isLater(a: Timestamp, b: Timestamp): boolean {
   return a.seconds > b.seconds || (a.seconds === b.seconds && a.nanoseconds > b.nanoseconds)
-}
-
-/** Index of the first extent that ends behind `offset`. */
-function firstEndingAfter(extents: readonly FileExtent[], offset: number): number {
-  let low = 0
-  for (let high = extents.length; low < high;) {
-    const middle = (low + high) >>> 1
-    if (extents[middle].fileOffset + extents[middle].length > offset) high = middle
-    else low = middle + 1
-  }
-  return low
 }

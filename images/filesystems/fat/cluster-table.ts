@@ -5,7 +5,7 @@
 import type { ReadableDisk } from '../../device/block-device.ts'
 import { VarveError } from '../../errors.ts'
 import { FIRST_CLUSTER } from './geometry.ts'
-import { RecentlyUsed } from './recently-used.ts'
+import { RecentlyUsed } from '../recently-used.ts'
 
 export interface ClusterTableShape {
   /** Of the filesystem, for messages. */

@@ -95,6 +95,11 @@ export class EntryReader {
   #checksum = 0
   #atEnd = false
 
+  /** Nothing more follows. */
+  get isAtEnd(): boolean {
+    return this.#atEnd
+  }
+
   /** Entries in `bytes`, volume labels among them, without deleted ones, `.` and `..`. Nothing more after the end of the directory. */
   read(bytes: Buffer): FoundEntry[] {
     const found: FoundEntry[] = []

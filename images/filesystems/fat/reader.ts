@@ -4,7 +4,7 @@
  */
 import type { ReadableDisk } from '../../device/block-device.ts'
 import { VarveError } from '../../errors.ts'
-import type { FileExtent } from '../filesystem.ts'
+import type { PlacedExtent } from '../file-extents.ts'
 import { BOOT_SECTOR_BYTES, readFatBootSector } from './boot-sector.ts'
 import type { FatBootSector } from './boot-sector.ts'
 import { ClusterFilesystem, ROOT_ID } from './cluster-filesystem.ts'
@@ -57,7 +57,7 @@ export class FatFilesystem extends ClusterFilesystem {
     return this.table.free()
   }
 
-  protected async rootExtents(): Promise<readonly FileExtent[]> {
+  protected async rootExtents(): Promise<readonly PlacedExtent[]> {
     const { rootBytes, rootOffset, rootCluster } = this.#boot
     if (rootBytes > 0) return [{ fileOffset: 0, length: rootBytes, diskOffset: rootOffset }]
     return this.place(ROOT_ID, { first: rootCluster, sizeBytes: undefined, validBytes: Infinity, isContiguous: false }, 'the root directory', DIRECTORY_BYTES_MAX / this.blockBytes)
@@ -73,6 +73,7 @@ export class FatFilesystem extends ClusterFilesystem {
         if (long !== undefined && long.length > LONG_NAME_UNITS_MAX) throw this.invalid(`${name} has a name of ${long.length} characters`)
         found.push({ id: (offset + entry.at) / DIRECTORY_ENTRY_BYTES, name: long ?? short, alias: long === undefined ? undefined : short })
       }
+      if (reader.isAtEnd) break
     }
     return found
   }
@@ -102,6 +103,7 @@ export class FatFilesystem extends ClusterFilesystem {
     const reader = new EntryReader()
     for await (const { bytes } of this.pieces(await this.rootExtents())) {
       for (const entry of reader.read(bytes)) if ((entry.bytes[11] & Attribute.volumeLabel) !== 0) return labelOf(entry.bytes)
+      if (reader.isAtEnd) break
     }
     return undefined
   }

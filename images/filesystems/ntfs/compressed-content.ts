@@ -2,7 +2,7 @@
  * Content that NTFS compresses: in units of so many clusters, each stored as it is (all its clusters are there), as nothing (a hole, zeroes),
  * or compressed by LZNT1 in its first clusters, the others being a hole.
  */
-import { RecentlyUsed } from '../fat/recently-used.ts'
+import { RecentlyUsed } from '../recently-used.ts'
 import type { FileExtent } from '../filesystem.ts'
 import type { Content, ContentPlace } from './content.ts'
 import { exceeded, invalid } from './format.ts'

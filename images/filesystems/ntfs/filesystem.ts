@@ -6,11 +6,11 @@ import type { ReadableDisk } from '../../device/block-device.ts'
 import { isVarveError } from '../../errors.ts'
 import { Kind } from '../../tree/tree.ts'
 import type { Xattr } from '../../tree/tree.ts'
-import { RecentlyUsed } from '../fat/recently-used.ts'
+import { RecentlyUsed } from '../recently-used.ts'
 import type { DirectoryEntry, FileExtent, FileNode, VolumeFilesystem, VolumeRange } from '../filesystem.ts'
 import { readBootSector } from './boot-sector.ts'
 import type { Geometry } from './boot-sector.ts'
-import { clearRuns } from './cluster-bitmap.ts'
+import { freeClusters } from './cluster-bitmap.ts'
 import type { Content } from './content.ts'
 import { ANY_SEQUENCE, ATTRIBUTE, FILE_ATTRIBUTE, FIRST_USER_RECORD, RECORD, VOLUME_DIRTY, exceeded, invalid, readReference } from './format.ts'
 import type { RecordReference } from './format.ts'
@@ -20,7 +20,7 @@ import type { Directories, FoundName } from './link-target.ts'
 import { isLogClean } from './log-file.ts'
 import { Mft } from './mft.ts'
 import { residentValue } from './mft-record.ts'
-import { decodeName, encodeName, isPossibleName } from './names.ts'
+import { decodeName, encodeName, isPossibleName } from '../utf16-names.ts'
 import { NtfsNode, readFileName } from './node.ts'
 import type { FileName } from './node.ts'
 import { SecurityDescriptors } from './security.ts'
@@ -181,7 +181,7 @@ export class NtfsFilesystem implements VolumeFilesystem {
   async *unused(): AsyncGenerator<VolumeRange, void> {
     const bitmap = await (await this.#mft.systemFile(RECORD.bitmap)).content(ATTRIBUTE.data)
     if (bitmap === undefined) throw invalid('there is no map of clusters')
-    for await (const { first, count } of clearRuns(bitmap, this.#geometry.clusters)) yield { offset: first * this.blockBytes, length: count * this.blockBytes }
+    for await (const { first, count } of freeClusters(bitmap, this.#geometry.clusters)) yield { offset: first * this.blockBytes, length: count * this.blockBytes }
   }
 
   async #node(id: number): Promise<NtfsNode> {

@@ -4,7 +4,7 @@
 import { invalid } from './format.ts'
 
 /** Longest code word, bits. */
-export const CODE_BITS_MAX = 16
+const CODE_BITS_MAX = 16
 /** Code words up to so many bits are found by one look. */
 const TABLE_BITS = 10
 

@@ -4,7 +4,7 @@
  */
 import { DEPTH_MAX } from '../../tree/limits.ts'
 import { exceeded } from './format.ts'
-import { encodeName } from './names.ts'
+import { encodeName } from '../utf16-names.ts'
 import type { WindowsTarget } from './reparse-point.ts'
 
 const ELSEWHERE = '.NTFS-3G'

@@ -2,8 +2,8 @@
  * Master file table: the records of all files, itself a file.
  */
 import type { ReadableDisk } from '../../device/block-device.ts'
-import { RecentlyUsed } from '../fat/recently-used.ts'
-import { CachedDisk } from './cached-disk.ts'
+import { RecentlyUsed } from '../recently-used.ts'
+import { CachedDisk } from '../cached-disk.ts'
 import type { Geometry } from './boot-sector.ts'
 import { openContent } from './content.ts'
 import type { Content } from './content.ts'

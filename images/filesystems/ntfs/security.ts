@@ -1,7 +1,7 @@
 /**
  * $Secure: security descriptors, each once, by the ids that files give: the index $SII says where in the stream $SDS one stands.
  */
-import { RecentlyUsed } from '../fat/recently-used.ts'
+import { RecentlyUsed } from '../recently-used.ts'
 import type { Content } from './content.ts'
 import { ATTRIBUTE, RECORD, invalid, readUInt64 } from './format.ts'
 import { IndexTree } from './index-tree.ts'

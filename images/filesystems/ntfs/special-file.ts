@@ -4,7 +4,7 @@
 import { Kind } from '../../tree/tree.ts'
 import type { Content } from './content.ts'
 import { FILE_ATTRIBUTE, invalid } from './format.ts'
-import { encodeName } from './names.ts'
+import { encodeName } from '../utf16-names.ts'
 import { REPARSE_TAG } from './reparse-point.ts'
 
 export interface SpecialFile {

@@ -4,7 +4,7 @@
  * FILE_PROVIDER_EXTERNAL_INFO_V1 of the Windows SDK, four numbers of 32 bits: version, provider, version, algorithm.
  */
 import type { FileExtent } from '../filesystem.ts'
-import { RecentlyUsed } from '../fat/recently-used.ts'
+import { RecentlyUsed } from '../recently-used.ts'
 import type { Content } from './content.ts'
 import { ATTRIBUTE, invalid, unsupported } from './format.ts'
 import { LZX_CHUNK_BYTES, decompressLzx } from './lzx.ts'

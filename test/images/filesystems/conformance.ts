@@ -5,6 +5,7 @@
 import assert from 'node:assert/strict'
 import { describe, after, before, test } from 'node:test'
 import type { ReadableDisk } from '@varve/images/device/block-device.ts'
+import { extentAfter } from '@varve/images/filesystems/file-extents.ts'
 import type { DirectoryEntry, FileExtent, FileNode, Filesystem, VolumeFilesystem } from '@varve/images/filesystems/filesystem.ts'
 import { NAME_BYTES_MAX } from '@varve/images/tree/limits.ts'
 import { Kind } from '@varve/images/tree/tree.ts'
@@ -220,21 +221,11 @@ async function readRange(filesystem: Filesystem, id: number, offset: number, len
 function checkHoles(extents: readonly FileExtent[], bytes: Uint8Array, offset: number, path: string): void {
   let at = offset
   const end = offset + bytes.length
-  for (let index = firstEndingAfter(extents, offset); at < end; index++) {
+  for (let index = extentAfter(extents, offset); at < end; index++) {
     const next = Math.min(end, extents[index]?.fileOffset ?? end)
     if (next > at) assert.ok(bytes.subarray(at - offset, next - offset).every((byte) => byte === 0), `a hole of ${path} in ${at}..${next} holds something`)
     at = Math.max(next, extents[index] === undefined ? end : extents[index].fileOffset + extents[index].length)
   }
-}
-
-function firstEndingAfter(extents: readonly FileExtent[], offset: number): number {
-  let low = 0
-  for (let high = extents.length; low < high;) {
-    const middle = (low + high) >>> 1
-    if (extents[middle].fileOffset + extents[middle].length > offset) high = middle
-    else low = middle + 1
-  }
-  return low
 }
 
 /** Bytes that an extent is compared by: all of a small one, a part of a larger one. */
@@ -285,7 +276,7 @@ async function checkUnused(subject: FilesystemSubject, ids: Map<string, number>)
     if (kind !== Kind.file) continue
     for (const { diskOffset, length } of await filesystem.extents(ids.get(path)!)) {
       if (diskOffset === undefined) continue
-      const next = unused[firstEndingAfter(unused, diskOffset)]
+      const next = unused[extentAfter(unused, diskOffset)]
       assert.ok(next === undefined || next.fileOffset >= diskOffset + length, `${path} lies at ${diskOffset}+${length}, which is said to be unused`)
     }
   }

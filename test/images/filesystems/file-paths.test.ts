@@ -2,7 +2,8 @@ import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { isVarveError } from '@varve/images/errors.ts'
 import type { ErrorCode } from '@varve/images/errors.ts'
-import { resolvePath, walkBelow } from '@varve/images/filesystems/file-paths.ts'
+import { resolvePath } from '@varve/images/filesystems/file-paths.ts'
+import { walk } from '@varve/images/filesystems/walk.ts'
 import { Kind } from '@varve/images/tree/tree.ts'
 import { HostileFilesystem } from './hostile-filesystem.ts'
 
@@ -51,9 +52,12 @@ test('what is not there, or goes round in a circle, is refused', async () => {
 
 test('a walk gives names in the order of their bytes, and ends at directories in a circle and names that stand twice', async () => {
   const paths: string[] = []
-  for await (const { path } of walkBelow(files, files.node(1))) paths.push(path)
+  for await (const { path } of walk(files, { sorted: true })) paths.push(path)
   assert.deepEqual(paths, ['', 'lib', 'loop', 'out', 'self', 'usr', 'usr/lib', 'usr/lib/file', 'usr/lib/up'])
+  const below: string[] = []
+  for await (const { path } of walk(files, { from: await idOf('usr'), sorted: true })) below.push(path)
+  assert.deepEqual(below, ['', 'lib', 'lib/file', 'lib/up'])
   const circle = new HostileFilesystem({ 1: { kind: Kind.directory, entries: [{ name: 'a', id: 1 }] } })
   const twice = new HostileFilesystem({ 1: { kind: Kind.directory, entries: [{ name: 'a', id: 2 }, { name: 'a', id: 3 }] }, 2: { kind: Kind.symlink, target: '/' }, 3: { kind: Kind.directory, entries: [] } })
-  for (const hostile of [circle, twice]) await refused(async () => { for await (const { path } of walkBelow(hostile, hostile.node(1))) paths.push(path) }, 'FORMAT_INVALID')
+  for (const hostile of [circle, twice]) await refused(async () => { for await (const { path } of walk(hostile, { sorted: true })) paths.push(path) }, 'FORMAT_INVALID')
 })

@@ -68,6 +68,15 @@ test('what is formatted again is what it was made last', async () => {
   }
 })
 
+test('exFAT whose first sector was overwritten is known by its backup, and one that swap was made on is none', async () => {
+  const path = imageOf(8 * MIB, ['mkfs.exfat'])
+  put(path, 0, Buffer.alloc(512))
+  assert.equal(await typeOf(path), 'exfat')
+  const swap = imageOf(8 * MIB, ['mkfs.exfat'])
+  execFileSync('mkswap', ['-f', swap], { stdio: 'ignore' })
+  assert.equal(await typeOf(swap), undefined)
+})
+
 test('what is no filesystem, or one that is not read, is undefined', async () => {
   const seed = testSeed()
   const random = new Random(seed)

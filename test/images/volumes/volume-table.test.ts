@@ -292,7 +292,62 @@ describe('logical volumes', () => {
     }
     assert.ok(volumes > 400)
   })
+
+  test('a text that many areas name is read in bounds', async () => {
+    const textBytes = 16 * MIB
+    const disk = physicalVolume({ sizeBytes: 32 * MIB, text: '', textBytes, areas: 24 })
+    let readBytes = 0
+    const table = await readVolumes({
+      sizeBytes: disk.sizeBytes,
+      read: (into, offset) => {
+        readBytes += into.length
+        disk.read(into, offset)
+      },
+    })
+    assert.ok(readBytes < 5 * textBytes, `${readBytes} bytes are read`)
+    assert.match(table.notices.join('\n'), /more than is read of one disk/)
+  })
+
+  test('logical volumes that lie on each other have a number of stripes together that memory holds', async () => {
+    const logical = (name: string): string =>
+      `${name} { status = ["VISIBLE"] segment_count = 1 segment1 { start_extent = 0 extent_count = 2 type = "striped" stripe_size = 1 stripes = ["pv0", 0, "pv0", 1] } }`
+    const text = `group { id = "g" seqno = 1 extent_size = 262144 physical_volumes { pv0 { id = "${PHYSICAL_ID}" pe_start = 2048 } } logical_volumes { ${Array.from({ length: 12 }, (_, index) => logical(`v${index}`)).join('\n')} } }`
+    const { volumes: [, ...volumes], refused } = await readVolumes(physicalVolume({ sizeBytes: 258 * MIB, text, textBytes: 8192, areas: 1 }))
+    const segments = volumes.reduce((sum, volume) => sum + volume.segments.length, 0)
+    assert.ok(volumes.length > 2 && segments <= 1 << 22, `${segments} segments of ${volumes.length} volumes`)
+    assert.equal(volumes.length + refused.length, 12)
+    assert.match(refused[0].reason, /segments, or stripes/)
+  })
 })
+
+/** A disk that is one physical volume, whose `areas` metadata areas are all the same one: its text, with zeroes up to `textBytes`. */
+function physicalVolume({ sizeBytes, text, textBytes, areas }: { sizeBytes: number; text: string; textBytes: number; areas: number }): MemoryDevice {
+  const label = Buffer.alloc(512)
+  label.write('LABELONE', 0)
+  label.writeBigUInt64LE(1n, 8)
+  label.writeUInt32LE(32, 20)
+  label.write('LVM2 001', 24)
+  label.write(PHYSICAL_ID.replaceAll('-', ''), 32)
+  label.writeBigUInt64LE(BigInt(MIB), 72)
+  for (let area = 0; area < areas; area++) {
+    label.writeBigUInt64LE(4096n, 104 + 16 * area)
+    label.writeBigUInt64LE(BigInt(textBytes + 1024), 112 + 16 * area)
+  }
+  label.writeUInt32LE(lvmChecksum(label.subarray(20)), 16)
+  const area = Buffer.alloc(512 + textBytes)
+  area.write('\x20LVM2\x20x[5A%r0N*>', 4, 'latin1')
+  area.writeUInt32LE(1, 20)
+  for (const [at, value] of [[24, 4096], [32, textBytes + 1024], [40, 512], [48, textBytes]]) area.writeBigUInt64LE(BigInt(value), at)
+  area.write(text, 512)
+  area.writeUInt32LE(lvmChecksum(area.subarray(512)), 56)
+  area.writeUInt32LE(lvmChecksum(area.subarray(4, 512)), 0)
+  const disk = new MemoryDevice(sizeBytes)
+  disk.write(label, 512)
+  disk.write(area, 4096)
+  return disk
+}
+
+const PHYSICAL_ID = 'aaaaaa-aaaa-aaaa-aaaa-aaaa-aaaa-aaaaaa'
 
 function lvmChecksum(bytes: Uint8Array): number {
   return ~crc32(bytes, ~0xf597a6cf >>> 0) >>> 0

@@ -129,6 +129,13 @@ describe(`hostile ext4 (seed ${seed})`, () => {
     }
   })
 
+  test('groups whose inodes have no room on the volume together are refused: what they claim is kept for each group', async () => {
+    const bytes = fs.readFileSync(images[0].path)
+    bytes.writeUInt32LE(256, 1024 + 0x20)
+    bytes.writeUInt32LE(8192, 1024 + 0x28)
+    await assert.rejects(openExt4(diskOf(bytes)), /no room for its inodes/)
+  })
+
   test('random damage where it is seen gives an error with a code, or an answer', async () => {
     const random = new Random(seed)
     const subjects = []

@@ -1,8 +1,8 @@
 /**
  * CachedDisk: keeps windows of a disk that were read last, for metadata, of which neighbours are wanted soon. Read-only; it borrows the disk.
  */
-import type { ReadableDisk } from '../../device/block-device.ts'
-import { RecentlyUsed } from '../fat/recently-used.ts'
+import type { ReadableDisk } from '../device/block-device.ts'
+import { RecentlyUsed } from './recently-used.ts'
 
 const WINDOW_BYTES = 32 << 10
 const WINDOWS_MAX = 256

@@ -1,4 +1,8 @@
-/** What was used last, by number, up to a weight in all; the newest is always kept. */
+/**
+ * RecentlyUsed: what was read or worked out last, by number, up to a weight in all, so that it need not be again.
+ */
+
+/** The newest is always kept, whatever its weight. */
 export class RecentlyUsed<T> {
   readonly #weightMax: number
   readonly #items = new Map<number, { value: T; weight: number }>()
