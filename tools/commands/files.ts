@@ -105,7 +105,7 @@ async function cat({ files }: OpenedFiles, path: string, { offset, length, signa
   // The stream may keep a piece after `write`.
   for await (const bytes of allPieces(files, node, { offset, length: fitting })) {
     signal.throwIfAborted()
-    if (!to.write(Uint8Array.from(bytes))) await once(to, 'drain', { signal })
+    if (!to.write(Buffer.from(bytes))) await once(to, 'drain', { signal })
   }
 }
 
