@@ -52,6 +52,7 @@ export class HomeImages implements AsyncDisposable {
     checkImageDisk(disk)
     try {
       const digest = await lastingMap(disk, this.#home, this.#abort.signal)
+      this.#abort.signal.throwIfAborted()
       const key = `${digestToHex(digest!)}.${format}`
       if (!this.#open.has(key) && this.#open.size >= OPEN_MAX) await this.#closeIdle()
       // Somebody else may have opened it meanwhile.
@@ -98,9 +99,10 @@ export class HomeImages implements AsyncDisposable {
     if (open === undefined) return
     this.#open.delete(key)
     clearTimeout(open.idle)
-    const { device, disk } = await open.image
-    await device[Symbol.asyncDispose]()
-    await disk[Symbol.asyncDispose]()
+    // Whoever asked for one that cannot be opened hears of it.
+    const image = await open.image.catch(() => undefined)
+    await image?.device[Symbol.asyncDispose]()
+    await image?.disk[Symbol.asyncDispose]()
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

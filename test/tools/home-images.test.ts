@@ -1,5 +1,6 @@
 /** Images that are served: one of each disk and format at a time, and no more than there is room for. */
 import assert from 'node:assert/strict'
+import { randomBytes } from 'node:crypto'
 import { test } from 'node:test'
 import { BlockMapBuilder } from '@varve/images/blockmap/block-map.ts'
 import { ChunkCache } from '@varve/images/device/chunk-cache.ts'
@@ -35,4 +36,17 @@ test('an image that two ask for at once is computed once, also where others have
   const again = await hold(names[OPEN_MAX])
   assert.equal(again.device, other.device)
   assert.equal((await hold(names[0])).device, held[0].device)
+})
+
+test('ending while an image is opened that cannot be is no failure', async () => {
+  using scratch = new ScratchDirectory('home-images')
+  await using home = await Home.open(scratch.join('home'))
+  await home.catalog.addLayer({ name: 'lost', kind: 'base', content: 'block map', digest: randomBytes(32), entries: 0, contentBytes: MIB, source: 'test' })
+  for (let turns = 0; turns < 300; turns++) {
+    const images = new HomeImages(home, ChunkCache.create({ bytesMax: MIB }))
+    const refused = assert.rejects(images.hold('layer:lost@1', 'qcow2'), /is not in|aborted/)
+    for (let turn = 0; turn < turns; turn++) await Promise.resolve()
+    await images[Symbol.asyncDispose]()
+    await refused
+  }
 })
