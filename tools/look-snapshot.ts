@@ -11,7 +11,12 @@ import type { Cvd } from '@varve/images/store/catalog.ts'
 import type { Home } from '@varve/images/store/home.ts'
 import { snapshotName } from './exports.ts'
 
-export const LOOK_SNAPSHOT_PREFIX = 'look-'
+const PREFIX = 'look-'
+
+/** Snapshots that somebody wants kept, by name. @throws VarveError NOT_FOUND */
+export async function keptSnapshots(home: Home, cvd: string): Promise<string[]> {
+  return (await home.catalog.snapshots(cvd)).map(({ name }) => name).filter((name) => !name.startsWith(PREFIX))
+}
 
 export class LookSnapshot implements AsyncDisposable {
   readonly name: string
@@ -31,10 +36,10 @@ export class LookSnapshot implements AsyncDisposable {
   /** Takes no snapshot yet: whoever takes it names it so. */
   static async open(home: Home, cvd: Cvd): Promise<LookSnapshot> {
     for (const { name } of await home.catalog.snapshots(cvd.name)) {
-      if (!name.startsWith(LOOK_SNAPSHOT_PREFIX) || isLockedFile(lockFile(home, cvd, name))) continue
+      if (!name.startsWith(PREFIX) || isLockedFile(lockFile(home, cvd, name))) continue
       await remove(home, cvd, name)
     }
-    return new LookSnapshot(home, cvd, `${LOOK_SNAPSHOT_PREFIX}${snapshotName()}-${randomBytes(3).toString('hex')}`)
+    return new LookSnapshot(home, cvd, `${PREFIX}${snapshotName()}-${randomBytes(3).toString('hex')}`)
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

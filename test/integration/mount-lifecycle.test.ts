@@ -119,7 +119,8 @@ describe('a mount', () => {
       killed.process.kill('SIGKILL')
       await killed.exited
       assert.equal(varve(home, ['snapshot', 'list', 'desk']).json.length, 2)
-      varve(home, ['ls', 'desk:/etc'])
+      // It is none of those that are looked through, and goes with the next look.
+      assert.deepEqual(varve(home, ['find', 'desk@*:/etc', '--name', 'hostname']).json.map(({ of }: { of: string }) => of), ['desk'])
       assert.equal(varve(home, ['snapshot', 'list', 'desk']).json.length, 1)
     }
     await client[Symbol.asyncDispose]()
