@@ -11,8 +11,6 @@ import type { ControlHandler, SnapshotAnswer } from '@varve/blockserver/control/
 import { ControlServer } from '@varve/blockserver/control/server.ts'
 import { formatImageName, parseImageName } from '@varve/blockserver/nbd/image-name.ts'
 import type { ExportInfo, ExportNames, ExportSource, MetaContext, OpenedExport } from '@varve/blockserver/nbd/export.ts'
-import { compose } from '@varve/composer/compose.ts'
-import { prepareRecipe } from '@varve/composer/prepare-recipe.ts'
 import type { BlockDevice } from '@varve/images/device/block-device.ts'
 import type { ChunkCache } from '@varve/images/device/chunk-cache.ts'
 import { MapDevice } from '@varve/images/device/map-device.ts'
@@ -25,7 +23,7 @@ import { formatLayerName, parseCvdName } from '@varve/images/store/names.ts'
 import { CvdDisk } from './cvd-disk.ts'
 import { HomeImages, checkImageDisk } from './home-images.ts'
 import { snapshotDocument } from './names.ts'
-import { LAYER_PREFIX } from './settled-disk.ts'
+import { LAYER_PREFIX, layerMap } from './settled-disk.ts'
 import { readMap } from './settlement.ts'
 import { DiskLearning } from './streaming/disk-learning.ts'
 
@@ -157,9 +155,7 @@ export class HomeExports extends HomeExportNames implements ExportSource {
     const lease = store.lease()
     try {
       const layer = await catalog.layer(reference)
-      const recipe = await prepareRecipe({ layers: [formatLayerName(layer)], policy: { boot: layer.map === null ? 'none' : 'own' } }, { catalog, store })
-      const { map } = await compose(recipe, { store, catalog })
-      const device = new MapDevice(map, store, this.#cache)
+      const device = new MapDevice(await readMap(this.#home, await layerMap(layer, this.#home)), store, this.#cache)
       return { device, close: () => closeLeased(device, lease), description: `layer ${formatLayerName(layer)}` }
     } catch (error) {
       lease.release()

@@ -10,7 +10,7 @@ import { DISK_FORMATS } from '@varve/images/formats/disk-image.ts'
 import type { DiskFormat } from '@varve/images/formats/disk-image.ts'
 import type { Home } from '@varve/images/store/home.ts'
 import { parseCvdName } from '@varve/images/store/names.ts'
-import { LAYER_PREFIX, openSettledDisk, settledMap } from './settled-disk.ts'
+import { LAYER_PREFIX, lastingMap, openSettledDisk } from './settled-disk.ts'
 import type { SettledDisk } from './settled-disk.ts'
 
 /** An image that nobody reads stays open for so long: whoever asks for range after range does not wait for its tables. */
@@ -51,12 +51,12 @@ export class HomeImages implements AsyncDisposable {
     if (!DISK_FORMATS.some((known) => known === format)) throw new VarveError('EXPORT_NOT_FOUND', `${format} is not a format of images; there are ${DISK_FORMATS.join(', ')}`)
     checkImageDisk(disk)
     try {
-      const { digest } = await settledMap(disk, this.#home, this.#abort.signal)
-      const key = `${digestToHex(digest)}.${format}`
-      if (!this.#open.has(key)) {
-        if (this.#open.size >= OPEN_MAX) await this.#closeIdle()
-        this.#open.set(key, { image: this.#compute(disk, format as DiskFormat), users: 0, idle: undefined })
-      }
+      const digest = await lastingMap(disk, this.#home, this.#abort.signal)
+      this.#abort.signal.throwIfAborted()
+      const key = `${digestToHex(digest!)}.${format}`
+      if (!this.#open.has(key) && this.#open.size >= OPEN_MAX) await this.#closeIdle()
+      // Somebody else may have opened it meanwhile.
+      if (!this.#open.has(key)) this.#open.set(key, { image: this.#compute(disk, format as DiskFormat), users: 0, idle: undefined })
       return await this.#hold(key, this.#open.get(key)!)
     } catch (cause) {
       if (isVarveError(cause, 'NOT_FOUND', 'NAME_INVALID')) throw new VarveError('EXPORT_NOT_FOUND', cause.message, { cause })
@@ -99,9 +99,10 @@ export class HomeImages implements AsyncDisposable {
     if (open === undefined) return
     this.#open.delete(key)
     clearTimeout(open.idle)
-    const { device, disk } = await open.image
-    await device[Symbol.asyncDispose]()
-    await disk[Symbol.asyncDispose]()
+    // Whoever asked for one that cannot be opened hears of it.
+    const image = await open.image.catch(() => undefined)
+    await image?.device[Symbol.asyncDispose]()
+    await image?.disk[Symbol.asyncDispose]()
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

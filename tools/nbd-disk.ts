@@ -51,11 +51,21 @@ export function parseNbdUri(text: string): { address: string; exportName: string
   const uri = URL.canParse(text) ? new URL(text) : undefined
   const [, secure, unix] = /^nbd(s?)(\+unix)?:$/.exec(uri?.protocol ?? '') ?? []
   if (uri === undefined || secure === undefined) throw refuse()
-  const exportName = decodeURIComponent(uri.pathname.replace(/^\//, ''))
+  const exportName = decoded(uri.pathname.replace(/^\//, ''))
+  if (exportName === undefined) throw refuse()
   const socket = uri.searchParams.get('socket')
   if (unix !== undefined && socket !== null) return { address: `unix:${socket}`, exportName, isSecure: secure === 's' }
   if (unix !== undefined || uri.hostname === '') throw refuse()
   return { address: `${uri.hostname}:${uri.port || DEFAULT_PORT}`, exportName, isSecure: secure === 's' }
+}
+
+/** @returns undefined for what is not percent-encoded UTF-8 */
+function decoded(text: string): string | undefined {
+  try {
+    return decodeURIComponent(text)
+  } catch {
+    return undefined
+  }
 }
 
 async function read(pool: NbdPool, into: Uint8Array, offset: number): Promise<void> {

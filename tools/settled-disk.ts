@@ -6,15 +6,15 @@ import { prepareRecipe } from '@varve/composer/prepare-recipe.ts'
 import type { Digest } from '@varve/images/chunk/digest.ts'
 import type { ChunkCache } from '@varve/images/device/chunk-cache.ts'
 import { MapDevice } from '@varve/images/device/map-device.ts'
+import type { Layer } from '@varve/images/store/catalog.ts'
 import type { Home } from '@varve/images/store/home.ts'
 import { formatLayerName, parseCvdName } from '@varve/images/store/names.ts'
 import { settledSnapshot, settledState } from './create-snapshot.ts'
 import { startCvd } from './cvd-disk.ts'
+import { LookSnapshot } from './look-snapshot.ts'
 import { readMap } from './settlement.ts'
 
 export const LAYER_PREFIX = 'layer:'
-/** Of snapshots that are taken for a copy, and removed after it. */
-const COPY_SNAPSHOT_PREFIX = 'copy-'
 
 /** Store and cache are borrowed. */
 export interface SettledDisk extends AsyncDisposable {
@@ -31,26 +31,27 @@ export async function openSettledDisk(name: string, { home, cache, signal }: { h
   await using opened = new AsyncDisposableStack()
   // Before the catalog is asked: what it names then stays.
   opened.use(home.store.lease())
-  const { digest, snapshot } = await settledMap(name, home, signal)
-  if (snapshot !== null) opened.defer(() => home.catalog.removeSnapshot(name, snapshot))
+  const digest = (await lastingMap(name, home, signal)) ?? (await currentMap(name, opened, home, signal))
   const device = opened.use(new MapDevice(await readMap(home, digest), home.store, cache))
   const parts = opened.move()
   return { device, digest, [Symbol.asyncDispose]: () => parts.disposeAsync() }
 }
 
-/** As openSettledDisk, without opening it. @returns the snapshot that was taken for it, too */
-export async function settledMap(name: string, home: Home, signal: AbortSignal): Promise<{ digest: Digest; snapshot: string | null }> {
-  if (name.startsWith(LAYER_PREFIX)) return { digest: await layerMap(name.slice(LAYER_PREFIX.length), home, signal), snapshot: null }
+/** The map of a layer or a snapshot, which is the same always. @returns undefined for a CVD @throws as openSettledDisk */
+export async function lastingMap(name: string, home: Home, signal: AbortSignal): Promise<Digest | undefined> {
+  if (name.startsWith(LAYER_PREFIX)) return layerMap(await home.catalog.layer(name.slice(LAYER_PREFIX.length)), home, signal)
   const { cvd, snapshot } = parseCvdName(name)
-  if (snapshot !== undefined) return { digest: await settledSnapshot(home, { cvd, name: snapshot, signal }), snapshot: null }
-  await startCvd(cvd, { home, signal })
-  const state = await settledState(home, { cvd, name: `${COPY_SNAPSHOT_PREFIX}${Date.now()}`, signal })
-  return { digest: state.map, snapshot: state.snapshot }
+  return snapshot === undefined ? undefined : settledSnapshot(home, { cvd, name: snapshot, signal })
+}
+
+/** @param opened keeps what is named by nothing else */
+async function currentMap(cvd: string, opened: AsyncDisposableStack, home: Home, signal: AbortSignal): Promise<Digest> {
+  const look = opened.use(await LookSnapshot.open(home, await startCvd(cvd, { home, signal })))
+  return (await settledState(home, { cvd, name: look.name, signal })).map
 }
 
 /** The disk that a layer is, or that its files are composed to. */
-async function layerMap(reference: string, { store, catalog }: Home, signal: AbortSignal): Promise<Digest> {
-  const layer = await catalog.layer(reference)
+export async function layerMap(layer: Layer, { store, catalog }: Home, signal?: AbortSignal): Promise<Digest> {
   if (layer.map !== null) return layer.map
   const recipe = await prepareRecipe({ layers: [formatLayerName(layer)], policy: { boot: 'none' } }, { catalog, store })
   return (await compose(recipe, { store, catalog, signal })).mapDigest

@@ -16,6 +16,8 @@ import type { DirectoryEntry, FileExtent, FileNode, Filesystem } from './filesys
 const BLOCK_BYTES = 4096
 /** Chunks that one read waits for at a time. */
 const CHUNKS_AWAITED_MAX = 64
+/** Files of fewer pieces are gone through from their start. */
+const PIECES_COUNTED_MIN = 256
 
 /** Ids are numbers of inodes, from 1 on. */
 export class TreeFilesystem implements Filesystem {
@@ -31,6 +33,8 @@ export class TreeFilesystem implements Filesystem {
   readonly #tickets: ChunkTickets
   /** By inode, of directories: its entry. */
   readonly #entries: Uint32Array
+  /** Where each piece of the long file that was read last starts. */
+  #counted = { file: 0, starts: new Float64Array() }
 
   /** Store and cache are borrowed. */
   constructor(tree: Tree, store: ChunkStore, cache: ChunkCache) {
@@ -110,10 +114,10 @@ export class TreeFilesystem implements Filesystem {
   }
 
   read(file: number, into: Uint8Array, offset: number): void | Promise<void> {
-    const [first, end] = this.#pieces(file)
+    const [, end] = this.#pieces(file)
     if (!(offset >= 0 && offset + into.length <= this.#tree.sizeBytes[file - 1])) throw new RangeError(`range ${offset}+${into.length} is outside of file ${file}`)
     let pending: Promise<void>[] | undefined
-    for (let piece = first, start = 0; piece < end && start < offset + into.length; start += this.#tree.pieceBytes[piece++]) {
+    for (let { piece, start } = this.#pieceAt(file, offset); piece < end && start < offset + into.length; start += this.#tree.pieceBytes[piece++]) {
       const from = Math.max(offset, start)
       const to = Math.min(offset + into.length, start + this.#tree.pieceBytes[piece])
       if (from >= to) continue
@@ -170,6 +174,25 @@ export class TreeFilesystem implements Filesystem {
   #directory(id: number): number {
     const inode = this.#inode(id)
     return this.#tree.kind[inode] === Kind.directory ? this.#entries[inode] : notOfKind(id, 'directory')
+  }
+
+  /** A piece of a file, before which all ends at `offset` or earlier, and where it starts. */
+  #pieceAt(file: number, offset: number): { piece: number; start: number } {
+    const [first, end] = this.#pieces(file)
+    if (end - first < PIECES_COUNTED_MIN) return { piece: first, start: 0 }
+    if (this.#counted.file !== file) {
+      const starts = new Float64Array(end - first)
+      for (let piece = first, start = 0; piece < end; start += this.#tree.pieceBytes[piece++]) starts[piece - first] = start
+      this.#counted = { file, starts }
+    }
+    const { starts } = this.#counted
+    let low = 0
+    for (let high = starts.length; high - low > 1; ) {
+      const middle = (low + high) >>> 1
+      if (starts[middle] <= offset) low = middle
+      else high = middle
+    }
+    return { piece: first + low, start: starts[low] }
   }
 
   /** First piece of a file, and the one after its last. */

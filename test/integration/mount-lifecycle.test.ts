@@ -3,7 +3,8 @@
  * Debian packages: fuse3, util-linux, mount.
  */
 import assert from 'node:assert/strict'
-import { execFileSync, spawnSync } from 'node:child_process'
+import { execFileSync, spawn, spawnSync } from 'node:child_process'
+import { once } from 'node:events'
 import { closeSync, mkdirSync, openSync, readFileSync, readSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { after, before, describe, test } from 'node:test'
 import { NbdClient } from '@varve/blockserver/nbd/client.ts'
@@ -12,6 +13,7 @@ import { VarveMount, isMounted } from './varve-mount.ts'
 
 const NOBODY = 65534
 const FILE_BYTES = 8 << 20
+const launcher = new URL('../../tools/varve', import.meta.url).pathname
 
 function codeOf(work: () => unknown): string | undefined {
   try {
@@ -117,7 +119,8 @@ describe('a mount', () => {
       killed.process.kill('SIGKILL')
       await killed.exited
       assert.equal(varve(home, ['snapshot', 'list', 'desk']).json.length, 2)
-      varve(home, ['ls', 'desk:/etc'])
+      // It is none of those that are looked through, and goes with the next look.
+      assert.deepEqual(varve(home, ['find', 'desk@*:/etc', '--name', 'hostname']).json.map(({ of }: { of: string }) => of), ['desk'])
       assert.equal(varve(home, ['snapshot', 'list', 'desk']).json.length, 1)
     }
     await client[Symbol.asyncDispose]()
@@ -126,6 +129,26 @@ describe('a mount', () => {
     assert.ok(readFileSync(`${mounted.directory}/usr/large`).equals(Buffer.alloc(FILE_BYTES, 'content ')))
     assert.equal(await mounted.unmount(), 0)
     assert.deepEqual(varve(home, ['snapshot', 'list', 'desk']).json, [])
+  })
+
+  test('and an export of a CVD leave no snapshot behind, also when they are killed', async () => {
+    const socket = scratch.join('killed.sock')
+    await using server = await VarveServer.start(home, `unix:${socket}`)
+    await using client = await NbdClient.connect(`unix:${socket}`, { exportName: 'desk' })
+    // Boot code, which a disk without a boot loader does not have.
+    const sector = Buffer.from(await client.read(0, 512))
+    sector.writeUInt8(1, 0)
+    await client.write(sector, 0, { fua: true })
+    const child = spawn(launcher, ['export', 'desk', '-', '--format', 'raw', '--home', home], { stdio: ['ignore', 'pipe', 'inherit'] })
+    // The disk is larger than a pipe: the rest waits for a reader, who does not come.
+    await once(child.stdout, 'readable')
+    child.kill('SIGKILL')
+    await once(child, 'exit')
+    const names = (): string[] => varve(home, ['snapshot', 'list', 'desk']).json.map(({ name }: { name: string }) => name)
+    assert.match(names().join(), /^look-[^,]*$/)
+    varve(home, ['export', 'desk', scratch.join('exported'), '--format', 'raw'])
+    assert.deepEqual(names(), [])
+    assert.equal(await server.stop(), 0)
   })
 
   test('of a disk takes writes, which the CVD keeps; snapshots show what was', async () => {
@@ -143,7 +166,7 @@ describe('a mount', () => {
       varve(home, ['snapshot', 'create', 'desk', 'monday'])
       assert.equal(await disks.unmount(), 0)
     }
-    const cat = (what: string): string => execFileSync(new URL('../../tools/varve', import.meta.url).pathname, ['cat', what, '--home', home], { encoding: 'utf8' })
+    const cat = (what: string): string => execFileSync(launcher, ['cat', what, '--home', home], { encoding: 'utf8' })
     assert.equal(cat('desk:/etc/hostname'), 'written\n')
     assert.equal(cat('desk@monday:/etc/hostname'), 'written\n')
     assert.equal(cat('layer:base:/etc/hostname'), 'desk\n')
@@ -162,7 +185,6 @@ describe('a mount', () => {
     execFileSync('chmod', ['755', scratch.path])
     // Where udev does not rule, /dev/fuse is root's alone.
     const script = `mknod -m 666 ${scratch.join('fuse')} c 10 229 && mount --bind ${scratch.join('fuse')} /dev/fuse && exec setpriv --reuid ${NOBODY} --clear-groups "$@"`
-    const launcher = new URL('../../tools/varve', import.meta.url).pathname
     const use = `"${launcher}" mount layer:base ${at('nobody')} --home ${own} && cat ${at('nobody')}/etc/hostname && ! touch ${at('nobody')}/x 2>/dev/null`
     for (const [command, end] of [[['sh', '-c'], `fusermount3 -u ${at('nobody')}`], [['unshare', '-Urm', 'sh', '-c'], `umount ${at('nobody')}`]] as const) {
       const said = execFileSync('unshare', ['-m', 'sh', '-ec', script, 'sh', ...command, `export HOME=${scratch.path}; ${use} && ${end}`], { encoding: 'utf8' })

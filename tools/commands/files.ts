@@ -28,6 +28,7 @@ import { withImageOptions } from '../image-options.ts'
 import type { ImageOptions } from '../image-options.ts'
 import { action } from '../invocation.ts'
 import type { Invocation } from '../invocation.ts'
+import { keptSnapshots } from '../look-snapshot.ts'
 import { parseSize } from '../size.ts'
 import { ExitStatus, formatBytes, formatTable } from '../terminal.ts'
 
@@ -105,7 +106,7 @@ async function cat({ files }: OpenedFiles, path: string, { offset, length, signa
   // The stream may keep a piece after `write`.
   for await (const bytes of allPieces(files, node, { offset, length: fitting })) {
     signal.throwIfAborted()
-    if (!to.write(Uint8Array.from(bytes))) await once(to, 'drain', { signal })
+    if (!to.write(Buffer.from(bytes))) await once(to, 'drain', { signal })
   }
 }
 
@@ -154,7 +155,7 @@ async function find(invocation: Invocation, what: string, options: FilterOptions
   const { of, path } = splitPath(what)
   await using home = await invocation.openHome()
   const cvd = cvdOfAllSnapshots(of)
-  const names = cvd === undefined ? [of] : [...(await home.catalog.snapshots(cvd)).map(({ name }) => `${cvd}@${name}`), cvd]
+  const names = cvd === undefined ? [of] : [...(await keptSnapshots(home, cvd)).map((name) => `${cvd}@${name}`), cvd]
   const documents: unknown[] = []
   for (const name of names) {
     await using opened = await openFor(invocation, home, name, options)

@@ -62,16 +62,17 @@ function readFiles(device: BlockDevice, { view }: Volume, files: VolumeFilesyste
   return { files, volume, ...(device instanceof MapDevice ? { contentKey: (file: FileNode) => contentKey(device, { view }, files, file) } : {}) }
 }
 
-/** Which chunks hold a file's content, in the words of TreeFilesystem.contentKey. */
+/** Which chunks hold a file's content, all of it, in the words of TreeFilesystem.contentKey. */
 async function contentKey({ map }: MapDevice, { view }: Pick<Volume, 'view'>, files: VolumeFilesystem, { id, sizeBytes }: FileNode): Promise<string | undefined> {
   const words: string[] = []
   let end = 0
   for (const { fileOffset, length, diskOffset } of await files.extents(id)) {
-    if (diskOffset === undefined || words.length > KEY_PARTS_MAX) return undefined
+    if (diskOffset === undefined) return undefined
     if (fileOffset > end) words.push(`hole ${fileOffset - end}`)
     for (const place of view.places(diskOffset, length)) {
       const stop = place.diskOffset + place.length
-      for (let at = place.diskOffset, index = map.indexAt(at); at < stop && words.length <= KEY_PARTS_MAX; index++) {
+      for (let at = place.diskOffset, index = map.indexAt(at); at < stop; index++) {
+        if (words.length >= KEY_PARTS_MAX) return undefined
         const bytes = Math.min(map.endOf(index), stop) - at
         const from = map.chunkOffsets[index] + at - map.starts[index]
         words.push(map.refs[index] >= SPECIAL_MIN ? `zero ${bytes}` : `${digestToHex(map.chunkDigest(map.refs[index]))} ${from} ${bytes}`)

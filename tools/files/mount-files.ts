@@ -15,10 +15,11 @@ import { openImage } from '@varve/images/formats/open-image.ts'
 import type { OpenImageFileOptions } from '@varve/images/formats/open-image.ts'
 import type { Home } from '@varve/images/store/home.ts'
 import { HomeExports } from '../exports.ts'
+import { keptSnapshots } from '../look-snapshot.ts'
 import { defaultCacheBytes } from '../service/settings.ts'
 import { parseFilesReference } from './file-reference.ts'
 import type { FilesReference } from './file-reference.ts'
-import { LOOK_SNAPSHOT_PREFIX, openCurrentDisk } from './looked-at.ts'
+import { openCurrentDisk } from './looked-at.ts'
 import { openFiles } from './open-files.ts'
 import type { FilesParts, OpenedFiles } from './open-files.ts'
 
@@ -54,8 +55,7 @@ interface Shown {
 async function openTree(what: string, reference: FilesReference, parts: FilesParts, opened: AsyncDisposableStack): Promise<Shown> {
   const root = opened.use(await openFiles(what, parts))
   if (reference.kind !== 'cvd' || reference.snapshot !== undefined) return { root, isReadOnly: true }
-  const snapshots = await parts.home.catalog.snapshots(reference.cvd)
-  const names = snapshots.map(({ name }) => name).filter((name) => !name.startsWith(LOOK_SNAPSHOT_PREFIX))
+  const names = await keptSnapshots(parts.home, reference.cvd)
   const open = async (name: string): Promise<OpenedFiles | undefined> => {
     try {
       return opened.use(await openFiles(`${reference.cvd}@${name}`, parts))

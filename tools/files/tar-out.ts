@@ -60,8 +60,8 @@ async function memberOf(files: Filesystem, node: FileNode, path: string, first: 
 
 /** @returns bytes of the content */
 async function writeContent(files: Filesystem, node: FileNode, member: TarMember, write: (bytes: Uint8Array) => Promise<void>): Promise<number> {
-  if (member.data !== undefined) for await (const { bytes } of dataPieces(files, node)) await write(Uint8Array.from(bytes))
-  else for await (const bytes of allPieces(files, node, { offset: 0, length: node.sizeBytes })) await write(Uint8Array.from(bytes))
+  if (member.data !== undefined) for await (const { bytes } of dataPieces(files, node)) await write(Buffer.from(bytes))
+  else for await (const bytes of allPieces(files, node, { offset: 0, length: node.sizeBytes })) await write(Buffer.from(bytes))
   const length = tarContentBytes(member)
   await write(tarPadding(length))
   return length

@@ -48,7 +48,7 @@ async function answer(request: FastifyRequest, reply: FastifyReply, file: string
     const isWhole = part.length === image.device.sizeBytes
     void reply.status(isWhole ? 200 : 206).header('content-length', part.length)
     if (!isWhole) void reply.header('content-range', `bytes ${part.offset}-${part.offset + part.length - 1}/${image.device.sizeBytes}`)
-    if (request.method !== 'HEAD') return Readable.from(pieces(image, part), { objectMode: false, highWaterMark: PIECE_BYTES })
+    if (request.method !== 'HEAD') return streamOf(image, part)
     await image.release()
     return null
   } catch (error) {
@@ -72,14 +72,16 @@ function partOf({ headers }: FastifyRequest, { device: { sizeBytes }, etag }: Se
   return { offset, length: (last === '' ? sizeBytes : Math.min(Number(last) + 1, sizeBytes)) - offset }
 }
 
-async function* pieces({ device, release }: ServedImage, { offset, length }: Part): AsyncGenerator<Buffer, void> {
-  try {
-    for (let at = offset; at < offset + length; at += PIECE_BYTES) {
-      const piece = Buffer.allocUnsafe(Math.min(PIECE_BYTES, offset + length - at))
-      await device.read(piece, at)
-      yield piece
-    }
-  } finally {
-    await release()
+/** Lets go of the image when it is closed, also where nothing of it was read: the client may be gone by then. */
+function streamOf({ device, release }: ServedImage, part: Part): Readable {
+  const stream = Readable.from(pieces(device, part), { objectMode: false, highWaterMark: PIECE_BYTES })
+  return stream.once('close', () => void release())
+}
+
+async function* pieces(device: ServedImage['device'], { offset, length }: Part): AsyncGenerator<Buffer, void> {
+  for (let at = offset; at < offset + length; at += PIECE_BYTES) {
+    const piece = Buffer.allocUnsafe(Math.min(PIECE_BYTES, offset + length - at))
+    await device.read(piece, at)
+    yield piece
   }
 }

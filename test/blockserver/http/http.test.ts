@@ -8,6 +8,7 @@ import http from 'node:http'
 import net from 'node:net'
 import path from 'node:path'
 import test from 'node:test'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { VarveError } from '@varve/images/errors.ts'
 import { HttpServer } from '@varve/blockserver/http/server.ts'
 import { HTTP_BODY_BYTES_MAX, HTTP_HEADER_BYTES_MAX } from '@varve/blockserver/http/limits.ts'
@@ -69,6 +70,48 @@ test('metrics are valid, before and after requests, and say what clients did', a
   assert.ok(valueOf(families, 'process_resident_memory_bytes') > MiB)
   assert.ok(valueOf(families, 'process_cpu_seconds_total') > 0)
   assert.ok(valueOf(families, 'varve_event_loop_delay_seconds_count') >= 0)
+})
+
+test('an image is let go of once it was read, half read, or not read at all', async () => {
+  const opened = Promise.withResolvers<void>()
+  const mayOpen = Promise.withResolvers<void>()
+  let held = 0
+  let opens = 0
+  await using serving = await serveHttp({
+    image: async () => {
+      const device = new TestDisk(64 * MiB)
+      if (++opens === 1) {
+        opened.resolve()
+        await mayOpen.promise
+      }
+      held++
+      let isHeld = true
+      return { device, etag: '"e"', release: async () => { if (isHeld) { isHeld = false; held-- } } }
+    },
+  })
+  const nobodyHolds = async (what: string): Promise<void> => {
+    for (let tries = 0; tries < 100 && held > 0; tries++) await sleep(20)
+    assert.equal(held, 0, what)
+  }
+  const gone = new AbortController()
+  const early = serving.get('/images/desk@1.raw', { signal: gone.signal })
+  await opened.promise
+  gone.abort()
+  await assert.rejects(early, { name: 'AbortError' })
+  await sleep(50)
+  mayOpen.resolve()
+  await sleep(50)
+  await nobodyHolds('the client went while the image was opened')
+  const half = await serving.get('/images/desk@1.raw')
+  const reader = half.body!.getReader()
+  await reader.read()
+  assert.equal(held, 1)
+  await reader.cancel()
+  await nobodyHolds('the client went while it read')
+  assert.equal((await (await serving.get('/images/desk@1.raw')).arrayBuffer()).byteLength, 64 * MiB)
+  for (const init of [{ method: 'HEAD' }, { headers: { 'if-none-match': '"e"' } }, { headers: { range: 'bytes=99999999999-' } }]) await (await serving.get('/images/desk@1.raw', init)).arrayBuffer()
+  assert.equal(opens, 6)
+  await nobodyHolds('all of it was read, or nothing asked for')
 })
 
 test('exports are listed with how they are used', async () => {

@@ -43,6 +43,26 @@ test('files of the same chunks have the same key, whatever their names', async (
   assert.equal(new Set([a, c, d]).size, 3)
 })
 
+test('a file of many pieces is read alike from its start, from its end, and in turns with another', async () => {
+  const random = new Random(testSeed())
+  const tree = new MemoryTree()
+  const contents = ['a', 'b'].map((name) => {
+    const pieces = Array.from({ length: 700 }, () => (random.chance(0.2) ? random.between(1, 5000) : random.bytes(random.between(1, 3000))))
+    tree.file(0, name, pieces)
+    return Buffer.concat(pieces.map((piece) => (typeof piece === 'number' ? Buffer.alloc(piece) : piece)))
+  })
+  const built = tree.build()
+  await using store = await storeOfTree(built)
+  const filesystem = new TreeFilesystem(built.tree, store, ChunkCache.create({ bytesMax: CACHE_BYTES }))
+  for (let round = 0; round < 500; round++) {
+    const content = random.pick(contents)
+    const offset = random.below(content.length + 1)
+    const into = Buffer.alloc(random.below(Math.min(20_000, content.length - offset) + 1), 7)
+    await filesystem.read(filesystem.child(1, content === contents[0] ? 'a' : 'b')!, into, offset)
+    assert.ok(into.equals(content.subarray(offset, offset + into.length)), `${into.length} bytes at ${offset}`)
+  }
+})
+
 test('a chunk that is missing is an error of the read, with its code', async () => {
   const tree = new MemoryTree()
   tree.file(0, 'lost', [Buffer.alloc(5000, 1)])
